@@ -1,0 +1,40 @@
+# trueport: everything starts from `python3`, `make` and a package index.
+PYTHON ?= python3
+UV_VERSION = 0.13.9
+BIN = .venv/bin
+
+.PHONY: demo test lint types fast bench requirements clean
+
+demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
+	$(BIN)/trueport run digits --out runs/demo
+
+test: lint types fast            ## what CI runs
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: .venv/installed
+	$(BIN)/mypy pipeline models export runtime tests
+
+fast: .venv/installed
+	$(BIN)/python -m pytest
+
+bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
+	$(BIN)/python -m tests.bench.numbers
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/uv pip install --quiet --no-deps -e .
+	touch $@
+
+requirements:                    ## pin again from pyproject.toml, versions and hashes only
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--extra serve --extra train --group dev pyproject.toml -o requirements.txt
+
+clean:
+	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,104 @@
+"""Writing so that a reader, a crash or a full disk only ever sees the old content or the new."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UsageError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path` in one step; parents are created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put `text` at `path` as UTF-8 in one step."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def new_folder(path: Path, marker: str) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; when the block ends well it takes the place of `path`.
+
+    An existing `path` is replaced only if it is empty or holds a file named `marker` (it is of the same kind); anything
+    else is refused, so that a mistyped name can't delete a user's folder.
+    Raises UsageError for such a folder, OSError as the file system does; the old folder then stays as it was.
+    """
+    refuse_foreign_folder(path, marker)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        _sync(staging)
+        _swap(staging, path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def refuse_foreign_folder(path: Path, marker: str) -> None:
+    """Raise UsageError where `path` exists and is neither empty nor a folder that holds `marker`."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UsageError(f"{path} is a file, expected a folder to write: choose another name")
+    if any(path.iterdir()) and not (path / marker).exists():
+        raise UsageError(f"{path} is not empty and has no {marker}: refusing to replace it, choose another name")
+
+
+def _swap(new: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(new, path)
+    elif _exchange(new, path):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = new.with_suffix(".old")
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(new: Path, path: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2, RENAME_EXCHANGE); False where that is not to be had."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return renameat2 is not None and renameat2(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
