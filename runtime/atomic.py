@@ -23,8 +23,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -68,16 +68,16 @@ def refuse_foreign_folder(path: Path, marker: str) -> None:
 
 def _swap(new: Path, path: Path) -> None:
     if not path.exists():
-        os.rename(new, path)
+        new.rename(path)
     elif _exchange(new, path):
         shutil.rmtree(new, ignore_errors=True)
     else:
         old = new.with_suffix(".old")
-        os.rename(path, old)
+        path.rename(old)
         try:
-            os.rename(new, path)
+            new.rename(path)
         except BaseException:
-            os.rename(old, path)
+            old.rename(path)
             raise
         shutil.rmtree(old, ignore_errors=True)
 

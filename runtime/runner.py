@@ -1,4 +1,4 @@
-"""The contract that every way of running a model satisfies: narrow on purpose, so that parity is a loop over runners."""
+"""The contract that every way of running a model satisfies: narrow, so that parity is a loop over runners."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One gate on one variant and runner.
 
     Each name in `allowed` is a limit on the measurement of the same name: an upper one, or a lower one where the name
-    starts with `min_`, in which case the measurement has the name without it. `measured` may hold more, for information.
+    starts with `min_`, in which case the measurement has the name without it. `measured` may hold more.
     """
 
     gate: str

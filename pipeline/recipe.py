@@ -1,0 +1,188 @@
+"""The recipe: every choice of the main job in one TOML file that people can read and change.
+
+Unknown keys are refused with near choices; `--set train.epochs=3` changes one value.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from trueport.runtime.errors import UsageError, unknown_name
+from trueport.runtime.manifest import Precision, Resample
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to learn from: a name of `trueport data list`, or a folder of class folders."""
+
+    source: str = "digits"
+    validation: Fraction = 0.1
+    """Share of the pictures that chooses the best epoch."""
+    test: Fraction = 0.2
+    """Share held out for the accuracy that is reported."""
+    seed: int = 0
+    """Of the split."""
+
+
+class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which architecture, and its own arguments."""
+
+    arch: str = "lenet"
+    args: dict[str, int | float | str | bool] = {}
+
+
+class PreprocessingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Changes to what the architecture and the data imply; see `Preprocessing` and `Normalisation` of the bundle."""
+
+    size: Positive | None = None
+    """Pixels, height and width; None: the architecture's own."""
+    mode: Literal["RGB", "L"] | None = None
+    """None: grey where all of the data is grey."""
+    resize: Literal["exact", "shorter-side"] = "exact"
+    resize_to: Positive | None = None
+    resample: Resample = "bilinear"
+    mean: tuple[float, ...] = (0.5,)
+    """One value, or one per channel, on a scale of 0 to 1."""
+    std: tuple[float, ...] = (0.5,)
+
+
+class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How to train."""
+
+    epochs: Positive = 30
+    batch_size: Positive = 64
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
+    weight_decay: NotNegative = 0.01
+    momentum: NotNegative = 0.9
+    """Of sgd."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: NotNegative = 1.0
+    label_smoothing: NotNegative = 0.0
+    shift_px: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Each training picture is moved by up to so many pixels each way, anew in each epoch."""
+    seed: int = 0
+    """Of initial weights, order and augmentation."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class ExportSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What goes into the bundle."""
+
+    precision: tuple[Precision, ...] = ("fp32",)
+    opset: Annotated[int, msgspec.Meta(ge=18)] = 20
+    golden: Positive = 64
+    """Pictures in the golden set."""
+    evaluation: Positive = 1000
+    """Most held-out test pictures in the evaluation slice."""
+
+
+class CheckSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `check` runs on."""
+
+    runner: tuple[str, ...] = ("onnxruntime:cpu",)
+
+
+class BenchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `bench` times."""
+
+    batch: tuple[Positive, ...] = (1, 8, 32)
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 2.0
+    """For each batch size, original and port together."""
+
+
+class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The main job: train, export, check, bench, report."""
+
+    name: str
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    preprocessing: PreprocessingSection = PreprocessingSection()
+    train: TrainSection = TrainSection()
+    export: ExportSection = ExportSection()
+    check: CheckSection = CheckSection()
+    bench: BenchSection = BenchSection()
+
+
+def recipe_names() -> list[str]:
+    """The recipes that come with trueport."""
+    folder = resources.files("trueport.pipeline") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by its name or its file, with `key=value` changes (`train.epochs=3`) on top.
+
+    Raises UsageError for an unknown name, an unreadable file, an unknown key or a value out of range.
+    """
+    path = Path(source)
+    if path.suffix == ".toml" or path.exists():
+        text = _read(path)
+    elif str(source) in recipe_names():
+        text = (resources.files("trueport.pipeline") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
+    else:
+        raise unknown_name("recipe", str(source), recipe_names())
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not valid TOML: {error}") from error
+    return recipe_from_table({"name": path.stem} | table, changes)
+
+
+def recipe_from_table(table: dict[str, Any], changes: Iterable[str] = ()) -> Recipe:
+    """The recipe that a nested table states, with `key=value` changes on top."""
+    for change in changes:
+        _apply(table, change)
+    _refuse_unknown_keys(table)
+    try:
+        return msgspec.convert(table, Recipe)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"in the recipe: {error}") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"can't read the recipe {path}: {error}") from error
+
+
+def _apply(table: dict[str, Any], change: str) -> None:
+    key, separator, text = change.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise UsageError(f"expected key=value such as train.epochs=3, found {change!r}")
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"{part} in {change!r} is a value, not a table of the recipe")
+    table[parts[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string: --set model.arch=lenet
+
+
+def _refuse_unknown_keys(table: dict[str, Any]) -> None:
+    sections = {field.name: field.default for field in msgspec.structs.fields(Recipe)}
+    for key, value in table.items():
+        if key not in sections:
+            raise unknown_name("recipe key", key, sections)
+        section = sections[key]
+        if isinstance(section, msgspec.Struct) and isinstance(value, dict):
+            known = [field.name for field in msgspec.structs.fields(section)]
+            for name in value:
+                if name not in known:
+                    raise unknown_name(f"recipe key in [{key}]", name, known)
