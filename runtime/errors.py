@@ -3,6 +3,7 @@
     TrueportError                 exit code
     ├── UsageError                2   wrong argument, unknown name, unreadable input
     │   └── ImageError            2   one picture can't be decoded or is not accepted
+    ├── ExportError               2   the model can't be exported, or the graph breaks its contract
     ├── MissingError              3   this machine lacks a package, a device or a library
     ├── BundleError               4   damaged, tampered with, or of a schema that is not understood
     └── RequestError                  one inference request can't be answered
@@ -39,6 +40,10 @@ class UsageError(TrueportError):
 
 class ImageError(UsageError):
     """A picture that can't be decoded, or is outside the accepted formats or limits."""
+
+
+class ExportError(TrueportError):
+    """The exporter failed, or what it made does not keep the graph's contract."""
 
 
 class MissingError(TrueportError):

@@ -35,9 +35,9 @@ class Preprocessing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     width: int
     mode: Literal["RGB", "L"] = "RGB"
     resize: Literal["exact", "shorter-side"] = "exact"
-    """exact: to (resize_height, resize_width), aspect ratio not kept; shorter-side: shorter side to `resize_to`."""
+    """exact: straight to height x width; shorter-side: shorter side to `resize_to`, aspect ratio kept, centre crop."""
     resize_to: int | None = None
-    """Pixels of the shorter side before the centre crop; None: the smallest that covers the crop."""
+    """Pixels of the shorter side before the centre crop; None: the longer side of the crop."""
     resample: Resample = "bilinear"
     """Pillow's filter; bilinear, bicubic and lanczos widen their support when shrinking (antialiasing)."""
 
@@ -137,3 +137,5 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     variants: tuple[Variant, ...]
     provenance: Provenance
     files: dict[str, FileEntry]
+    sha256: str = ""
+    """Of manifest.json itself, its own 64 digits counted as zeros: no byte of a bundle can change unseen."""

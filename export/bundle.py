@@ -1,0 +1,124 @@
+"""Writing a bundle: every file beside its final place, the manifest last, then one rename."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trueport.runtime.atomic import new_folder
+from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, sealed
+from trueport.runtime.errors import UsageError
+from trueport.runtime.machine import installed_versions
+from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, Provenance, Variant
+
+from .golden import Rows, answers, bounds_from_noise, golden_set
+from .graph import onnx_from_original, refuse_large
+from .original import Original
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the model comes from: what the manifest tells beyond the original itself."""
+
+    data: str
+    data_sha256: str
+    split_sha256: str
+    seed: int
+    recipe: dict[str, Any]
+
+
+def write_bundle(
+    original: Original,
+    out: Path,
+    *,
+    name: str,
+    origin: Origin,
+    golden: Rows,
+    pictures: tuple[bytes, ...],
+    evaluation: tuple[Rows, NDArray[np.int64]],
+    precisions: tuple[Precision, ...] = ("fp32",),
+    opset: int = 20,
+) -> Manifest:
+    """Export the original into a bundle at `out`; an older bundle there is replaced in one step.
+
+    golden: real prepared images (N, H, W, C). pictures: a few encoded ones. evaluation: held-out images and labels.
+    Raises ExportError as `onnx_from_original` does, UsageError for a precision that is not available or an `out` that
+    holds something else.
+    """
+    if other := [precision for precision in precisions if precision != "fp32"]:
+        raise UsageError(f"expected precision fp32, found {', '.join(other)}: other precisions are not available yet")
+    images, labels = evaluation
+    recorded = golden_set(original, golden, pictures)
+    bounds = bounds_from_noise(original, recorded.images)
+    graph = onnx_from_original(original, opset)
+    refuse_large(graph)
+    weights = _weights(original)
+    variant = Variant(name="fp32", format="onnx", precision="fp32", file="model.fp32.onnx", bounds=bounds)
+    content = {
+        WEIGHTS: weights,
+        variant.file: graph.SerializeToString(deterministic=True),
+        GOLDEN: _npz_from_golden(recorded),
+        EVALUATION: _npz(**vars(Evaluation(images, labels, answers(original, images)))),
+    }
+    manifest = Manifest(
+        name=name,
+        version="1",
+        inputs=(original.input_spec,),
+        outputs=(original.output_spec,),
+        preprocessing=original.preprocessing,
+        normalisation=original.normalisation,
+        labels=original.labels,
+        variants=(variant,),
+        provenance=_provenance(original, origin, weights),
+        files={file: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for file, data in content.items()},
+    )
+    with new_folder(out, MANIFEST) as folder:
+        for file, data in (content | {MANIFEST: sealed(manifest)}).items():
+            (folder / file).write_bytes(data)
+    return manifest
+
+
+def _provenance(original: Original, origin: Origin, weights: bytes) -> Provenance:
+    return Provenance(
+        arch=original.arch,
+        arch_args=original.arch_args,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        data=origin.data,
+        data_sha256=origin.data_sha256,
+        split_sha256=origin.split_sha256,
+        seed=origin.seed,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        versions=installed_versions(),
+        recipe=msgspec.to_builtins(origin.recipe),
+    )
+
+
+def _weights(original: Original) -> bytes:
+    from safetensors.torch import save
+
+    state = original.module.state_dict()
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()})
+
+
+def _npz_from_golden(golden: Golden) -> bytes:
+    return _npz(
+        images=golden.images,
+        logits=golden.logits,
+        prepared=golden.prepared,
+        encoded=np.frombuffer(b"".join(golden.encoded), np.uint8),
+        encoded_sizes=np.array([len(picture) for picture in golden.encoded], np.int64),
+    )
+
+
+def _npz(**arrays: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""The golden set and the bounds: what the original answers, and how far it is from itself.
+
+Two faithful float32 computations of one network differ, because sums are added up in another order. How much, the
+original shows itself: in other batch sizes, thread counts and memory layouts against its own float64. A port gets three
+bits on top of that (`HEADROOM`), for algorithms such as Winograd's that trade accuracy for speed.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueport.runtime.bundle import Golden
+from trueport.runtime.machine import available_cores
+from trueport.runtime.manifest import Bounds, Preprocessing
+from trueport.runtime.preprocessing import prepare
+
+from .original import INPUT, OUTPUT, Original, OriginalRunner
+
+HEADROOM = 8.0
+Rows = NDArray[np.uint8]
+
+
+def golden_set(original: Original, images: Rows, pictures: Sequence[bytes] = ()) -> Golden:
+    """Record the original on prepared `images` (N, H, W, C) and on three that no camera takes: black, white and noise.
+
+    pictures: real encoded pictures; generated ones are added, a PNG and a JPEG that lie on their side by EXIF.
+    """
+    inputs = np.concatenate([images, extremes(original.preprocessing)])
+    encoded = (*pictures, *picture_cards())
+    prepared = np.stack([prepare(picture, original.preprocessing) for picture in encoded])
+    return Golden(inputs, answers(original, inputs), encoded, prepared)
+
+
+def answers(original: Original, images: Rows, batch: int = 64) -> NDArray[np.float32]:
+    """The original's logits (N, K)."""
+    return run_in_batches(OriginalRunner(original), images, batch).astype(np.float32)
+
+
+def bounds_from_noise(original: Original, images: Rows) -> Bounds:
+    """What a float32 port may differ by, from the original's distance to itself in float64 on `images`."""
+    import torch
+
+    exact = run_in_batches(OriginalRunner(original, dtype=torch.float64), images, 64)
+    deviations = []
+    names = []
+    for name, logits in _repetitions(original, images):
+        deviations.append(logits.astype(np.float64) - exact)
+        names.append(name)
+    deviation = np.stack(deviations)
+    # Where the original is exact, a unit in the last place is still more than float32 can promise.
+    unit = float(np.abs(exact).max() * np.finfo(np.float32).eps)
+    noise_max = max(float(np.abs(deviation).max()), unit)
+    noise_rms = max(float(np.sqrt(np.mean(deviation**2))), unit / np.sqrt(12))
+    return Bounds(
+        max_abs=HEADROOM * noise_max,
+        rms=HEADROOM * noise_rms,
+        noise_max_abs=noise_max,
+        noise_rms=noise_rms,
+        noise_from=tuple(names),
+    )
+
+
+def _repetitions(original: Original, images: Rows) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    for threads in sorted({1, available_cores()}):
+        runner = OriginalRunner(original, threads)
+        for batch in (1, 7, 64):
+            yield f"float32, {threads} threads, batch {batch}", run_in_batches(runner, images, batch)
+
+
+def run_in_batches(runner: OriginalRunner, images: Rows, batch: int) -> NDArray[np.float32]:
+    """Logits of all images, `batch` rows at a time; the last batch holds what is left."""
+    starts = range(0, len(images), batch)
+    return np.concatenate([runner.run({INPUT: images[start : start + batch]})[OUTPUT] for start in starts])
+
+
+def extremes(preprocessing: Preprocessing) -> Rows:
+    """Black, white and uniform noise: (3, H, W, C)."""
+    shape = preprocessing.shape
+    noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    return np.stack([np.zeros(shape, np.uint8), np.full(shape, 255, np.uint8), noise])
+
+
+def picture_cards() -> tuple[bytes, bytes]:
+    """A PNG and a JPEG of fine detail, colour, odd sizes, turned by EXIF: all that preprocessing can get wrong."""
+    return _card("PNG", (97, 61), orientation=6), _card("JPEG", (131, 77), orientation=3)
+
+
+def _card(kind: str, size: tuple[int, int], orientation: int) -> bytes:
+    from PIL import Image
+
+    width, height = size
+    across, down = np.meshgrid(np.arange(width), np.arange(height))
+    noise = np.random.default_rng(width).integers(0, 64, (height, width))
+    rings = 127 + 127 * np.cos((across**2 + 2 * down**2) / 60)
+    pixels = np.stack([across * 255 // width, rings, down * 191 // height + noise], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # the EXIF tag Orientation
+    buffer = io.BytesIO()
+    options = {"quality": 92, "subsampling": 2} if kind == "JPEG" else {}
+    Image.fromarray(pixels).save(buffer, kind, exif=exif, **options)
+    return buffer.getvalue()

@@ -1,0 +1,116 @@
+"""From the original to an ONNX graph that keeps the contract: uint8 NHWC in, symbolic batch, float32 logits out.
+
+torch's exporter is asked, never believed: opset, batch axis, input and output are read back from what it made.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from trueport.runtime.errors import ExportError, UsageError, missing_extra
+
+from .original import INPUT, OUTPUT, Original, served_module
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+BATCH = "batch"
+
+
+def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype | None = None) -> onnx.ModelProto:
+    """Export the deployed form of the original.
+
+    dtype: what the graph computes in; None: float32. Labels and preprocessing travel in the graph's metadata.
+    Raises ExportError where torch can't export the module or the graph breaks the contract.
+    """
+    try:
+        import onnxscript  # noqa: F401 — the exporter's own dependency, named before it fails inside
+        import torch
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "train", "export") from error
+    height, width, channels = original.preprocessing.shape
+    # Two rows: a batch of one is where an exporter is tempted to take the axis for a constant.
+    example = torch.zeros((2, height, width, channels), dtype=torch.uint8)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                served_module(original, dtype),
+                (example,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: BATCH},),
+                opset_version=opset,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(f"torch can't export {original.arch}: {reason}") from error
+    if program is None:
+        raise ExportError(f"torch's exporter returned nothing for {original.arch}")
+    model: onnx.ModelProto = program.model_proto
+    _describe(model, original)
+    check_contract(model, original, opset)
+    return model
+
+
+def check_contract(model: onnx.ModelProto, original: Original, opset: int) -> None:
+    """Read back what was exported. Raises ExportError that says what was expected and what is there."""
+    import onnx
+
+    onnx.checker.check_model(model, full_check=True)
+    found = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if found != opset:
+        raise ExportError(f"expected opset {opset}, the exporter wrote {found}: choose an opset it supports")
+    for value, spec in ((model.graph.input, original.input_spec), (model.graph.output, original.output_spec)):
+        _check_value(list(value), spec.name, spec.dtype, spec.shape)
+    first = [node.op_type for node in model.graph.node if INPUT in node.input]
+    if first != ["Cast"]:
+        raise ExportError(f"expected the input {INPUT!r} to feed one Cast and nothing else, it feeds {first}")
+
+
+def _check_value(values: list[onnx.ValueInfoProto], name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    import onnx
+
+    if [value.name for value in values] != [name]:
+        raise ExportError(f"expected one tensor {name!r}, the graph has {[value.name for value in values]}")
+    tensor = values[0].type.tensor_type
+    batch, *rest = tensor.shape.dim
+    if not batch.dim_param:
+        raise ExportError(
+            f"the batch axis of {name!r} was frozen to {batch.dim_value}: the model's forward uses a fixed batch size "
+            "(a view or reshape with a number where the batch belongs)"
+        )
+    sizes = tuple(dim.dim_value for dim in rest)
+    found = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    if (found, sizes) != (dtype, shape[1:]):
+        raise ExportError(f"expected {name!r} as {dtype} {shape[1:]} per row, the graph has {found} {sizes}")
+
+
+def _describe(model: onnx.ModelProto, original: Original) -> None:
+    """Put what a reader of the bare graph needs into it; onnxruntime shows it as custom metadata."""
+    import onnx
+
+    model.producer_name, model.producer_version = "trueport", metadata.version("trueport")
+    onnx.helper.set_model_props(
+        model,
+        {
+            "trueport.arch": original.arch,
+            "trueport.labels": msgspec.json.encode(original.labels).decode(),
+            "trueport.preprocessing": msgspec.json.encode(original.preprocessing).decode(),
+            "trueport.normalisation": msgspec.json.encode(original.normalisation).decode(),
+        },
+    )
+
+
+def refuse_large(model: onnx.ModelProto) -> None:
+    """Raise UsageError for a graph that protobuf can't hold in one file."""
+    if model.ByteSize() >= 2**31:
+        raise UsageError(f"the graph has {model.ByteSize():,} bytes; graphs of 2 GiB and more are not supported yet")

@@ -1,0 +1,155 @@
+"""The original: the trained module in eval mode, with all that turns a picture into its input. The only reference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from trueport.runtime.bundle import WEIGHTS, Bundle
+from trueport.runtime.errors import BundleError, missing_extra
+from trueport.runtime.machine import available_cores
+from trueport.runtime.manifest import Normalisation, Preprocessing, TensorSpec
+from trueport.runtime.runner import Array, RunnerReport
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+INPUT, OUTPUT = "image", "logits"
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """A trained classifier: float (B, C, H, W) normalised pictures -> (B, K) logits.
+
+    Raises ValueError where the normalisation does not fit the channels.
+    """
+
+    module: nn.Module
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    normalisation: Normalisation
+    arch: str
+    arch_args: dict[str, int | float | str | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        channels = self.preprocessing.channels
+        if len(self.normalisation.mean) != channels:
+            raise ValueError(f"normalisation has {len(self.normalisation.mean)} channels, the pictures have {channels}")
+        self.module.eval()
+
+    @property
+    def input_spec(self) -> TensorSpec:
+        """uint8 (N, H, W, C)."""
+        return TensorSpec(INPUT, "uint8", (-1, *self.preprocessing.shape))
+
+    @property
+    def output_spec(self) -> TensorSpec:
+        """float32 (N, K)."""
+        return TensorSpec(OUTPUT, "float32", (-1, len(self.labels)))
+
+
+def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Module:
+    """The module as it is deployed: uint8 (N, H, W, C) in, logits (N, K) out, normalisation inside.
+
+    dtype: what it computes in; None: float32. The logits are float32, and float64 only where that is the dtype.
+    The first operation is the cast: TensorRT accepts a uint8 input into nothing else.
+    """
+    import torch
+    from torch import nn
+
+    compute = dtype or torch.float32
+    network = original.module if compute == torch.float32 else copy.deepcopy(original.module).to(compute)
+    mean, std = (
+        torch.tensor(values, dtype=compute).reshape(1, 1, 1, -1)
+        for values in (original.normalisation.mean, original.normalisation.std)
+    )
+
+    class Served(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.mean = nn.Buffer(mean)
+            self.std = nn.Buffer(std)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            normalised = (image.to(compute) / 255 - self.mean) / self.std
+            logits: torch.Tensor = self.network(normalised.permute(0, 3, 1, 2))
+            return logits if compute == torch.float64 else logits.float()
+
+    return Served().eval()
+
+
+class OriginalRunner:
+    """The original behind the Runner contract, eager, on the CPU.
+
+    threads: torch has one setting for the whole process; it is put in place for each run and back after it.
+    dtype: None is float32; float64 is the reference that float32's own noise is measured against.
+    """
+
+    def __init__(self, original: Original, threads: int | None = None, dtype: torch.dtype | None = None) -> None:
+        self.inputs = (original.input_spec,)
+        self.outputs = (original.output_spec,)
+        self._threads = threads or available_cores()
+        self._module = served_module(original, dtype)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer one batch."""
+        import torch
+
+        before = torch.get_num_threads()
+        if before != self._threads:
+            torch.set_num_threads(self._threads)
+        try:
+            with torch.inference_mode():
+                return {OUTPUT: self._module(torch.from_numpy(feeds[INPUT])).numpy()}
+        finally:
+            if before != self._threads:
+                torch.set_num_threads(before)
+
+    def report(self) -> RunnerReport:
+        """Eager torch on the CPU."""
+        import torch
+
+        return RunnerReport(
+            name="original",
+            provider="torch eager",
+            device="cpu",
+            threads=self._threads,
+            versions={"torch": torch.__version__},
+        )
+
+    def close(self) -> None:
+        """Drop the module."""
+        del self._module
+
+
+def original_from_bundle(bundle: Bundle) -> Original:
+    """Rebuild the original from a bundle's weights. Raises MissingError, or BundleError where they don't fit."""
+    try:
+        from safetensors.torch import load
+
+        from trueport import models
+    except ImportError as error:
+        raise missing_extra(error.name or "torch", "train", "the original") from error
+    manifest, origin = bundle.manifest, bundle.manifest.provenance
+    module = models.create(
+        origin.arch,
+        num_classes=len(manifest.labels),
+        channels=manifest.preprocessing.channels,
+        **origin.arch_args,
+    )
+    try:
+        module.load_state_dict(load(bundle.read(WEIGHTS)))
+    except RuntimeError as error:
+        raise BundleError(f"the weights of {bundle.path} don't fit {origin.arch}: {error}") from error
+    return Original(
+        module, manifest.labels, manifest.preprocessing, manifest.normalisation, origin.arch, origin.arch_args
+    )
+
+
+def original_runner(bundle: Bundle, threads: int | None = None) -> OriginalRunner:
+    """The original of a bundle, ready to run beside its port. Raises MissingError without torch."""
+    return OriginalRunner(original_from_bundle(bundle), threads)

@@ -1,0 +1,139 @@
+"""Arrays in, verdicts out: numeric parity, batch invariance, preprocessing, accuracy.
+
+Nothing here knows where the answers come from: a runner, a recording, another machine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .manifest import Bounds
+from .verdict import Verdict, judged
+
+Logits = NDArray[np.floating[Any]]
+Infer = Callable[[NDArray[np.uint8]], Logits]
+
+
+def parity(port: Logits, original: Logits, bounds: Bounds, *, variant: str, runner: str, detail: str) -> Verdict:
+    """Whether the port's logits (N, K) are the original's, within the bounds.
+
+    Measured besides: relative error, signal-to-noise ratio in dB, top-1 and top-5 agreement in percent.
+    """
+    difference = port.astype(np.float64) - original
+    error, signal = float(np.mean(difference**2)), float(np.mean(original.astype(np.float64) ** 2))
+    scale = float(np.abs(original).max())
+    largest = float(np.abs(difference).max())
+    measured = {
+        "max_abs": largest,
+        "rms": math.sqrt(error),
+        "max_rel": largest / scale if scale else largest,
+        "snr_db": 10 * math.log10(signal / error)
+        if error > 0 and signal > 0
+        else math.inf
+        if error == 0
+        else -math.inf,
+        "top1_agreement": 100 * float(np.mean(port.argmax(1) == original.argmax(1))),
+        "top5_agreement": 100 * _top_agreement(port, original, 5),
+    }
+    allowed = {"max_abs": bounds.max_abs, "rms": bounds.rms}
+    return judged("parity", variant, runner, measured, allowed, detail)
+
+
+def _decibel(signal: float, error: float) -> float:
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(signal / error) if signal > 0 else -math.inf
+
+
+def _top_agreement(port: Logits, original: Logits, k: int) -> float:
+    """Mean share of the original's top k classes that are among the port's top k."""
+    k = min(k, original.shape[1])
+    ours, theirs = (np.argsort(-logits, axis=1, kind="stable")[:, :k] for logits in (port, original))
+    return float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(ours, theirs, strict=True)]))
+
+
+def batch_invariance(
+    infer: Infer, images: NDArray[np.uint8], bounds: Bounds, batches: Iterable[int], *, variant: str, runner: str
+) -> Verdict:
+    """Whether a row's logits depend on the size of its batch or its position in it.
+
+    Each size is run twice, the second time with the rows moved on by one; every row is compared with itself alone.
+    """
+    alone = np.concatenate([infer(images[i : i + 1]) for i in range(len(images))])
+    measured = {}
+    sizes = sorted({size for size in batches if size > 1})
+    for size in sizes:
+        rows = np.arange(math.ceil(len(images) / size) * size) % len(images)
+        worst = 0.0
+        for order in (rows, np.roll(rows, 1)):
+            for start in range(0, len(order), size):
+                part = order[start : start + size]
+                worst = max(worst, float(np.abs(infer(images[part]) - alone[part]).max()))
+        measured[f"batch_{size}"] = worst
+    allowed = dict.fromkeys(measured, bounds.max_abs)
+    detail = f"{len(images)} rows in batches of {', '.join(map(str, sizes))} at two positions, against each row alone"
+    return judged("batch invariance", variant, runner, measured, allowed, detail)
+
+
+def preprocessing_identity(prepared: Sequence[NDArray[np.uint8]], golden: NDArray[np.uint8]) -> Verdict:
+    """Whether preprocessing makes of the golden pictures, to the last bit, what it made at export."""
+    largest = max(
+        int(np.abs(ours.astype(np.int16) - theirs).max()) for ours, theirs in zip(prepared, golden, strict=True)
+    )
+    return judged(
+        "preprocessing",
+        "-",
+        "-",
+        {"max_levels": float(largest)},
+        {"max_levels": 0.0},
+        f"{len(golden)} encoded golden pictures decoded, turned, resized and cropped here; levels of 255",
+    )
+
+
+def accuracy(
+    port: Logits, original: Logits, labels: NDArray[np.int64], bounds: Bounds, *, variant: str, runner: str
+) -> Verdict:
+    """Top-1 of port and original on the same samples: the paired difference, its interval, McNemar's exact test.
+
+    Allowed is the drop that ties explain: samples whose two best logits in the original are closer than twice the
+    bound of parity, where a faithful port may answer either way.
+    """
+    ours, theirs = port.argmax(1) == labels, original.argmax(1) == labels
+    lost, won = int(np.sum(theirs & ~ours)), int(np.sum(ours & ~theirs))
+    count = len(labels)
+    low, high = paired_interval(lost, won, count)
+    best = np.sort(original, axis=1)[:, -2:]
+    ties = int(np.sum(best[:, -1] - best[:, 0] <= 2 * bounds.max_abs))
+    measured = {
+        "top1_original": 100 * float(theirs.mean()),
+        "top1_port": 100 * float(ours.mean()),
+        "drop_points": 100 * (lost - won) / count,
+        "drop_low": 100 * low,
+        "drop_high": 100 * high,
+        "lost": float(lost),
+        "won": float(won),
+        "mcnemar_p": mcnemar_p(lost, won),
+    }
+    detail = f"{count} held-out samples; {lost} lost, {won} won, {ties} ties that may go either way"
+    return judged("accuracy", variant, runner, measured, {"drop_points": 100 * ties / count}, detail)
+
+
+def mcnemar_p(lost: int, won: int) -> float:
+    """Two-sided exact probability of so uneven flips if both were equally likely (McNemar 1947, binomial form)."""
+    flips = lost + won
+    if flips == 0:
+        return 1.0
+    tail = sum(math.comb(flips, i) for i in range(min(lost, won) + 1))
+    return float(min(1.0, 2 * tail / 2**flips))
+
+
+def paired_interval(lost: int, won: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of the drop (lost - won) / count: Bonett and Price's adjusted Wald (2012), sound near zero."""
+    a, b = (lost + 1) / (count + 2), (won + 1) / (count + 2)
+    half = z * math.sqrt((a + b - (a - b) ** 2) / (count + 2))
+    return max(-1.0, a - b - half), min(1.0, a - b + half)

@@ -1,0 +1,154 @@
+"""From a picture to the network's uint8 (H, W, C): decode, orientation, colour mode, resize, crop.
+
+Training evaluates through this very code, so there is no second implementation to differ from. Pillow and NumPy only.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ImageError
+from .manifest import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    Picture = str | Path | bytes | Image.Image | NDArray[Any]
+
+Pixels = NDArray[np.uint8]
+_ACCEPTED = "a path, encoded bytes, a PIL image or a uint8 array (H, W), (H, W, 1) or (H, W, 3)"
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""Pillow's decoders that are let near a user's bytes; of several pictures in a file, the first is taken."""
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What a picture may cost; checked on the header, before anything is decoded."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 64_000_000
+
+    def check(self, size: tuple[int, int], name: str) -> None:
+        """Raise ImageError where (width, height) has too many pixels."""
+        width, height = size
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f"{name} has {width} x {height} pixels, at most {self.max_pixels:,} are accepted: make it smaller"
+            )
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def prepare(
+    source: Picture,
+    preprocessing: Preprocessing,
+    limits: ImageLimits = DEFAULT_LIMITS,
+) -> Pixels:
+    """Turn one picture into uint8 (H, W, C), C-contiguous.
+
+    An array is taken as RGB or grey pixels; one that already has the shape (H, W, C) asked for is not touched.
+    Raises ImageError for what can't be decoded or is outside the limits.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype == np.uint8 and source.shape == preprocessing.shape:
+            return np.ascontiguousarray(source)
+        image = _from_array(source)
+    else:
+        image = decode(source, limits)
+    return _pixels(_framed(_in_mode(image, preprocessing.mode), preprocessing))
+
+
+def decode(source: str | Path | bytes | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Decode a picture whole and turn it upright by its EXIF orientation. Raises ImageError."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if isinstance(source, Image.Image):
+        return ImageOps.exif_transpose(source)
+    name, data = _encoded(source, limits)
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        limits.check(image.size, name)
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes trips on
+        raise ImageError(f"{name} can't be decoded: {error}; it is damaged or truncated") from error
+
+
+def _encoded(source: str | Path | bytes, limits: ImageLimits) -> tuple[str, bytes]:
+    if isinstance(source, bytes | bytearray | memoryview):
+        name, size, data = "the picture", len(source), bytes(source)
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        name = str(path)
+        try:
+            size = path.stat().st_size
+            data = path.read_bytes() if size <= limits.max_bytes else b""
+        except OSError as error:
+            raise ImageError(f"can't read {name}: {error.strerror or error}") from error
+    else:
+        raise ImageError(f"expected {_ACCEPTED}, found {type(source).__name__}")
+    if size > limits.max_bytes:
+        raise ImageError(f"{name} has {size:,} bytes, at most {limits.max_bytes:,} are accepted")
+    if size == 0:
+        raise ImageError(f"{name} is empty")
+    return name, data
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    grey, colour = array.ndim == 2, array.ndim == 3 and array.shape[2] == 3
+    if array.dtype != np.uint8 or not (grey or colour) or 0 in array.shape:
+        raise ImageError(f"expected {_ACCEPTED}, found an array of {array.dtype} {array.shape}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Bring any of Pillow's modes to RGB or L; transparency is laid on white, 16 bits are scaled to 8."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ImageError("a picture of floating-point pixels has no defined white: convert it to 8 or 16 bits")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize, and crop where the aspect ratio is kept."""
+    from PIL import Image
+
+    height, width = preprocessing.height, preprocessing.width
+    resample = Image.Resampling[preprocessing.resample.upper()]
+    if preprocessing.resize == "exact":
+        return image if image.size == (width, height) else image.resize((width, height), resample)
+    shorter = preprocessing.resize_to or max(height, width)
+    # Rounding down, and the offsets below, are torchvision's Resize and CenterCrop, so that users' models see the same.
+    size = (image.width * shorter // min(image.size), image.height * shorter // min(image.size))
+    if image.size != size:
+        image = image.resize(size, resample)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image, np.uint8)
+    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis])

@@ -1,0 +1,128 @@
+"""Runs an ONNX variant through onnxruntime, on the provider that was asked for or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from ..errors import BundleError, MissingError
+from ..machine import available_cores
+from ..manifest import DType, TensorSpec
+from ..runner import Array, RunnerReport
+
+_WARNING, _FATAL = 2, 4  # onnxruntime's log severities
+_DTYPES: dict[str, DType] = {
+    "tensor(uint8)": "uint8",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(int64)": "int64",
+}
+
+
+class OrtRunner:
+    """One onnxruntime session.
+
+    threads: of one inference; None: one for each core that this process may use.
+    spinning: let idle threads burn their cores for lower latency; off, as in a server they take them from others.
+    Raises MissingError where the provider can't be had or can't take the whole graph, BundleError for a damaged graph.
+    """
+
+    def __init__(self, model: Path, device: str, threads: int | None = None, spinning: bool = False) -> None:
+        self._device = device
+        self._threads = threads or available_cores()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.log_severity_level = _FATAL  # errors reach us as exceptions
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        self._session = _session(model, device, options)
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer one batch; onnxruntime checks names, types and shapes."""
+        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+
+    def report(self) -> RunnerReport:
+        """Provider as the session itself tells it."""
+        return RunnerReport(
+            name=f"onnxruntime:{self._device}",
+            provider=self._session.get_providers()[0],
+            device=self._device,
+            threads=self._threads,
+            versions={"onnxruntime": onnxruntime.__version__},
+        )
+
+    def close(self) -> None:
+        """Drop the session; its memory goes when the last run in flight has ended."""
+        del self._session
+
+
+def _session(model: Path, device: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    if device == "cuda":
+        return _cuda_session(model, options)
+    return _created(model, options, ["CPUExecutionProvider"])
+
+
+def _cuda_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session whose every node is on the GPU, or MissingError.
+
+    onnxruntime would rather go on without a provider that does not load, and leave single nodes to the CPU.
+    """
+    provider = "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise MissingError(
+            "onnxruntime:cuda needs a CUDA build of onnxruntime, this one has none: "
+            "pip uninstall onnxruntime && pip install 'trueport[cuda]'"
+        )
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    cuda = (provider, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
+    with _quiet() as complaints:
+        onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from their pip packages, without torch
+        session = _created(model, options, [cuda, "CPUExecutionProvider"])
+    session.disable_fallback()
+    if session.get_providers()[0] != provider:
+        reason = complaints.getvalue().strip().splitlines()[:1] or ["no usable NVIDIA GPU or driver"]
+        raise MissingError(
+            f"onnxruntime:cuda can't be used here: {reason[0]}; pip install 'trueport[cuda]' brings CUDA's libraries, "
+            "the driver comes with the system, `trueport doctor` tells more"
+        )
+    elsewhere = [
+        node.name or node.op_type
+        for subgraph in session.get_provider_graph_assignment_info()
+        if subgraph.ep_name != provider
+        for node in subgraph.get_nodes()
+    ]
+    if elsewhere:
+        raise MissingError(f"onnxruntime:cuda can't run these nodes of the graph: {', '.join(elsewhere)}")
+    return session
+
+
+def _created(model: Path, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        # onnxruntime's exceptions share no base class but Exception.
+        raise BundleError(f"onnxruntime can't load {model}: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Collect what onnxruntime prints while it looks for libraries, and silence its log."""
+    said = io.StringIO()
+    onnxruntime.set_default_logger_severity(_FATAL)
+    try:
+        with contextlib.redirect_stdout(said):
+            yield said
+    finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
+
+
+def _spec(node: Any) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return TensorSpec(node.name, _DTYPES[node.type], shape)

@@ -1,0 +1,245 @@
+"""What an application holds: a runner, the preprocessing, the labels and the batcher of one bundle.
+
+session = trueport.runtime.load("digits.bundle")
+session.run(batch)            uint8 (N, H, W, C) -> float32 (N, K)
+session.classify(pictures)    paths, bytes, PIL images or arrays -> predictions
+session.submit(picture)       a Future, answered in a batch with whatever else is waiting
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from . import preprocessing
+from .batcher import Batcher
+from .batching import BatchLimits
+from .bundle import Bundle
+from .errors import ClosedError, InvalidRequestError, UsageError
+from .machine import available_cores
+from .manifest import Manifest, Variant
+from .runner import Array, Runner, RunnerReport
+from .runners import RUNNERS, open_runner
+
+if TYPE_CHECKING:
+    from .preprocessing import Picture
+    from .server import App
+
+
+class Score(msgspec.Struct, frozen=True):
+    """One class and how sure the model is of it."""
+
+    label: str
+    index: int
+    score: float
+    """Softmax of the logits, 0 to 1."""
+
+
+class Prediction(msgspec.Struct, frozen=True):
+    """What the model says about one picture."""
+
+    top: tuple[Score, ...]
+    """Best first."""
+
+    @property
+    def label(self) -> str:
+        """Of the best class."""
+        return self.top[0].label
+
+    @property
+    def index(self) -> int:
+        """Of the best class."""
+        return self.top[0].index
+
+    @property
+    def score(self) -> float:
+        """Of the best class."""
+        return self.top[0].score
+
+
+def load(
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    runner: str = RUNNERS[0],
+    threads: int | None = None,
+    limits: BatchLimits | None = None,
+) -> Session:
+    """Open a bundle, verify all of it, and make it ready to answer.
+
+    variant: by its name in the bundle; None: the first.
+    runner: `onnxruntime:cpu` or `onnxruntime:cuda`: used or refused, never replaced by another.
+    threads: of one inference; None: one for each core that this process may use. limits: of the batcher.
+    Raises UsageError, MissingError or BundleError as the tree in `trueport.runtime.errors` has them.
+    """
+    bundle = Bundle.open(path)
+    return Session(bundle, bundle.variant(variant), open_runner(bundle, runner, variant, threads), limits)
+
+
+class Session:
+    """A model that answers. Made by `load`; safe to use from several threads; close it or use it in a `with`."""
+
+    def __init__(self, bundle: Bundle, variant: Variant, runner: Runner, limits: BatchLimits | None = None) -> None:
+        self.bundle = bundle
+        self.variant = variant
+        self.runner = runner
+        self.batcher = Batcher(self._outputs, limits or BatchLimits())
+        self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
+        self._row_shape = bundle.manifest.preprocessing.shape
+        self._closing = threading.Lock()
+        self._closed = False
+        self.run(np.zeros((1, *self._row_shape), np.uint8))  # what a first run allocates, no request has to wait for
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of the bundle."""
+        return self.bundle.manifest
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names by index."""
+        return self.bundle.manifest.labels
+
+    @property
+    def report(self) -> RunnerReport:
+        """What really runs: provider, device, threads, versions."""
+        return self.runner.report()
+
+    def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Logits (N, K) of prepared pictures uint8 (N, H, W, C), at once and in the caller's thread.
+
+        Raises InvalidRequestError for another type or shape, ClosedError after `close`.
+        """
+        if (
+            not isinstance(batch, np.ndarray)
+            or batch.dtype != np.uint8
+            or batch.shape[1:] != self._row_shape
+            or not batch.size
+        ):
+            raise InvalidRequestError(self._expected(batch))
+        if self._closed:
+            raise ClosedError("the session is closed: load the bundle again")
+        return self.runner.run({self._input: batch})[self._output]
+
+    def classify(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
+        """The best classes of one picture or of several: paths, encoded bytes, PIL images or uint8 arrays (H, W, C).
+
+        Raises ImageError for the first picture that can't be decoded; `prepare` tries them one by one.
+        """
+        sources = _listed(pictures)
+        size = self.batcher.limits.max_batch_rows
+        predictions: list[Prediction] = []
+        for start in range(0, len(sources), size):
+            rows = list(self._decoders.map(self.prepare, sources[start : start + size]))
+            predictions += self.predictions(self.run(np.stack(rows)), top)
+        return predictions
+
+    def submit(self, picture: Picture, *, deadline_ms: float | None = None, priority: int = 0) -> Future[Prediction]:
+        """Classify one picture in a batch with whatever else is waiting; decoding happens in the caller's thread.
+
+        deadline_ms: from now; a request that can't meet it is refused. priority: higher goes first.
+        Raises ImageError, OverloadedError, DeadlineError (by the future) or ClosedError.
+        """
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        rows = self.prepare(picture)[np.newaxis]
+        answered = self.batcher.submit(rows, deadline_s=deadline_s, priority=priority)
+        return _mapped(answered, self._first_prediction)
+
+    async def asubmit(self, picture: Picture, *, deadline_ms: float | None = None, priority: int = 0) -> Prediction:
+        """`submit` for asyncio: decoding happens in a thread, the event loop is never held up."""
+        import asyncio
+
+        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        rows = await asyncio.get_running_loop().run_in_executor(self._decoders, self.prepare, picture)
+        outputs = await self.batcher.asubmit(rows[np.newaxis], deadline_s=deadline_s, priority=priority)
+        return self._first_prediction(outputs)
+
+    def asgi_app(self) -> App:
+        """The server as an ASGI application, to mount in another one or to give to any ASGI server."""
+        from .server import App
+
+        return App([self])
+
+    def prepare(self, picture: Picture) -> NDArray[np.uint8]:
+        """Uint8 (H, W, C) of one picture, as `run` takes it. Raises ImageError."""
+        return preprocessing.prepare(picture, self.bundle.manifest.preprocessing)
+
+    def predictions(self, logits: NDArray[Any], top: int = 5) -> list[Prediction]:
+        """The best `top` classes of each row of logits (N, K)."""
+        if top < 1:
+            raise UsageError(f"top must be at least 1, found {top}")
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+        return [
+            Prediction(tuple(Score(self.labels[i], int(i), float(row[i])) for i in order))
+            for row, order in zip(scores, best, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Answer what was accepted, then free the runner. Closing twice is fine."""
+        with self._closing:
+            if self._closed:
+                return
+            self.batcher.close()
+            self._closed = True
+            if "_decoders" in self.__dict__:
+                self._decoders.shutdown()
+            self.runner.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @cached_property
+    def _decoders(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")
+
+    def _outputs(self, rows: Array) -> dict[str, Array]:
+        return self.runner.run({self._input: rows})
+
+    def _first_prediction(self, outputs: dict[str, Array]) -> Prediction:
+        return self.predictions(outputs[self._output])[0]
+
+    def _expected(self, batch: object) -> str:
+        height, width, channels = self._row_shape
+        found = f"{batch.dtype} {batch.shape}" if isinstance(batch, np.ndarray) else type(batch).__name__
+        return f"expected a uint8 array (N, {height}, {width}, {channels}) with N at least 1, found {found}"
+
+
+def _listed(pictures: Picture | Iterable[Picture]) -> list[Picture]:
+    """One picture or several, as a list; an array of four axes is several."""
+    if isinstance(pictures, np.ndarray):
+        return list(pictures) if pictures.ndim == 4 else [pictures]
+    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
+        return [pictures]
+    return list(pictures)
+
+
+def _mapped(source: Future[dict[str, Array]], convert: Callable[[dict[str, Array]], Prediction]) -> Future[Prediction]:
+    """A future of the converted result; cancelling it cancels its source."""
+    target: Future[Prediction] = Future()
+
+    def finish(done: Future[dict[str, Array]]) -> None:
+        if done.cancelled() or not target.set_running_or_notify_cancel():
+            target.cancel()
+            return
+        error = done.exception()
+        if error is not None:
+            target.set_exception(error)
+        else:
+            target.set_result(convert(done.result()))
+
+    source.add_done_callback(finish)
+    target.add_done_callback(lambda done: source.cancel() if done.cancelled() else None)
+    return target
