@@ -14,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import Golden
+from trueport.runtime.errors import ExportError
 from trueport.runtime.machine import available_cores
 from trueport.runtime.manifest import Bounds, Preprocessing
 from trueport.runtime.preprocessing import prepare
+from trueport.runtime.runner import run_in_batches
 
-from .original import INPUT, OUTPUT, Original, OriginalRunner
+from .original import Original, OriginalRunner
 
 HEADROOM = 8.0
 Rows = NDArray[np.uint8]
@@ -35,9 +37,13 @@ def golden_set(original: Original, images: Rows, pictures: Sequence[bytes] = ())
     return Golden(inputs, answers(original, inputs), encoded, prepared)
 
 
-def answers(original: Original, images: Rows, batch: int = 64) -> NDArray[np.float32]:
-    """The original's logits (N, K)."""
-    return run_in_batches(OriginalRunner(original), images, batch).astype(np.float32)
+def answers(original: Original, images: Rows) -> NDArray[np.float32]:
+    """The original's logits (N, K). Raises ExportError where they are not numbers."""
+    logits = run_in_batches(OriginalRunner(original), images)
+    if not np.isfinite(logits).all():
+        bad = int(np.sum(~np.isfinite(logits).all(axis=1)))
+        raise ExportError(f"the original answers NaN or infinity for {bad} of {len(images)} pictures: train it again")
+    return logits.astype(np.float32)
 
 
 def bounds_from_noise(original: Original, images: Rows) -> Bounds:
@@ -69,12 +75,6 @@ def _repetitions(original: Original, images: Rows) -> Iterator[tuple[str, NDArra
         runner = OriginalRunner(original, threads)
         for batch in (1, 7, 64):
             yield f"float32, {threads} threads, batch {batch}", run_in_batches(runner, images, batch)
-
-
-def run_in_batches(runner: OriginalRunner, images: Rows, batch: int) -> NDArray[np.float32]:
-    """Logits of all images, `batch` rows at a time; the last batch holds what is left."""
-    starts = range(0, len(images), batch)
-    return np.concatenate([runner.run({INPUT: images[start : start + batch]})[OUTPUT] for start in starts])
 
 
 def extremes(preprocessing: Preprocessing) -> Rows:

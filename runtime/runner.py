@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from .manifest import TensorSpec
@@ -48,3 +49,10 @@ class Runner(Protocol):
     def close(self) -> None:
         """Free what it holds; it can't run afterwards."""
         ...
+
+
+def run_in_batches(runner: Runner, images: NDArray[np.uint8], batch: int = 32) -> NDArray[Any]:
+    """Logits (N, K) of all images (N, H, W, C), `batch` rows at a time; the last batch holds what is left."""
+    image, logits = runner.inputs[0].name, runner.outputs[0].name
+    starts = range(0, len(images), batch)
+    return np.concatenate([runner.run({image: images[start : start + batch]})[logits] for start in starts])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import msgspec
@@ -10,16 +11,16 @@ import msgspec
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One gate on one variant and runner.
 
-    Each name in `allowed` is a limit on the measurement of the same name: an upper one, or a lower one where the name
-    starts with `min_`, in which case the measurement has the name without it. `measured` may hold more.
+    Each name in `allowed` is an upper limit on the measurement of the same name; `measured` may hold more.
     """
 
     gate: str
-    """`parity`, `batch invariance`, `preprocessing`, `accuracy`."""
+    """`parity`, `batch invariance`, `preprocessing`, `accuracy`, `recording`."""
     status: Literal["passed", "failed", "not run"]
     variant: str
     runner: str
-    measured: dict[str, float] = {}
+    measured: dict[str, float | None] = {}
+    """None where the value is NaN or infinite."""
     allowed: dict[str, float] = {}
     detail: str
     """One sentence for people: what was compared with what, or why it was not run."""
@@ -29,30 +30,29 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         return self.status == "passed"
 
     @property
-    def would_pass(self) -> dict[str, float]:
-        """For each limit that was crossed, the bound that would have passed."""
-        return {name: value for name, limit in self.allowed.items() if crossed(name, value := self._of(name), limit)}
+    def would_pass(self) -> dict[str, float | None]:
+        """For each limit that was crossed, the bound that would have passed; None where no bound would."""
+        return {
+            name: self.measured[name] for name, limit in self.allowed.items() if _crossed(self.measured[name], limit)
+        }
 
-    def _of(self, name: str) -> float:
-        return self.measured[name.removeprefix("min_")]
 
-
-def crossed(name: str, value: float, limit: float) -> bool:
-    """Whether a measurement is beyond its limit; a NaN always is."""
-    return not value >= limit if name.startswith("min_") else not value <= limit
+def _crossed(value: float | None, limit: float) -> bool:
+    return value is None or value > limit
 
 
 def judged(
     gate: str, variant: str, runner: str, measured: dict[str, float], allowed: dict[str, float], detail: str
 ) -> Verdict:
     """The verdict that follows from measurements and limits."""
-    failed = any(crossed(name, measured[name.removeprefix("min_")], limit) for name, limit in allowed.items())
+    finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    failed = any(_crossed(finite[name], limit) for name, limit in allowed.items())
     return Verdict(
         gate=gate,
         status="failed" if failed else "passed",
         variant=variant,
         runner=runner,
-        measured=measured,
+        measured=finite,
         allowed=allowed,
         detail=detail,
     )

@@ -1,0 +1,96 @@
+"""The command line: a table of commands, each in a file of its own that is imported when it is called."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from trueport.runtime.errors import EXIT_INTERRUPTED, EXIT_MISSING, EXIT_USAGE, TrueportError
+
+COMMANDS = {
+    "run": "Every stage of a recipe in order: train, export, check, bench, report.",
+    "train": "Train an architecture on data.",
+    "export": "Make a bundle of a trained run: ONNX graph, golden set, evaluation slice, hashes.",
+    "check": "Prove that a bundle's variants are the original: parity, batches, preprocessing, accuracy.",
+    "bench": "Time the port against the original, interleaved.",
+    "predict": "Classify pictures with a bundle.",
+    "serve": "Serve bundles over HTTP by the Open Inference Protocol.",
+    "models": "List the architectures.",
+    "data": "List the data sets, or show how one is split.",
+    "doctor": "Tell what this machine has, what it lacks and what to install.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows the commands by name and one line; imports a command only when it is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """In the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """The command, or None where there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name}")
+        return typer.main.get_command(module.app)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002
+        """The table above, without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Turn what a user can cause into one sentence and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except TrueportError as error:
+            _fail(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _fail("interrupted", EXIT_INTERRUPTED)
+        except OSError as error:
+            _fail(_sentence(error), EXIT_MISSING if error.errno == errno.ENOSPC else EXIT_USAGE)
+
+
+def new_app(**options: Any) -> typer.Typer:
+    """A command's own application: plain help, no options beyond its own."""
+    return typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, add_completion=False, **options)
+
+
+app = typer.Typer(cls=LazyGroup, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib import metadata
+
+        print(f"trueport {metadata.version('trueport')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _trueport(
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
+) -> None:
+    """Ship a PyTorch vision model, and prove that what you shipped is the model you trained."""
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="trueport")
+
+
+def _sentence(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"trueport: {message}", file=sys.stderr)
+    raise typer.Exit(code)

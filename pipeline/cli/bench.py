@@ -1,0 +1,42 @@
+"""trueport bench: the port's speed beside the original's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import new_app
+
+app = new_app()
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8,32",
+    seconds: Annotated[float, typer.Option(help="For each batch size.")] = 2.0,
+    runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
+    variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of both; all cores where not given.")] = None,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON; - prints it.")] = None,
+) -> None:
+    """Time original and port in turns, in one process, on the same pictures and threads."""
+    from ..bench import bench as bench_bundle
+    from ..bench import bench_table
+    from ..console import emit_json, print_table, say
+
+    report = bench_bundle(
+        bundle, runner=runner, variant=variant, batches=_sizes(batch), seconds=seconds, threads=threads, progress=say
+    )
+    emit_json(report, json)
+    if json != "-":
+        print_table(bench_table(report))
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"expected numbers such as 1,8,32, found {text!r}", param_hint="--batch") from None

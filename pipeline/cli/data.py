@@ -1,0 +1,39 @@
+"""trueport data: what there is to learn from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import new_app
+
+app = new_app(no_args_is_help=True)
+
+
+@app.callback()
+def data() -> None:
+    """What there is to learn from."""
+
+
+@app.command("list")
+def list_() -> None:
+    """List the data sets that have a name."""
+    from ..catalogue import data_table
+    from ..console import print_table
+
+    print_table(data_table())
+
+
+@app.command()
+def split(
+    source: Annotated[str, typer.Argument(help="A data set's name, or a folder of class folders.")],
+    validation: Annotated[float, typer.Option(help="Share that chooses the best epoch.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share held out.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+) -> None:
+    """Decode every picture of a data set, and show how training would split it."""
+    from ..catalogue import split_table
+    from ..console import print_table
+
+    print_table(split_table(source, validation, test, seed))

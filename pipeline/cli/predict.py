@@ -1,0 +1,44 @@
+"""trueport predict: pictures in, labels out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trueport.runtime.errors import EXIT_USAGE
+
+from . import new_app
+
+app = new_app()
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
+    pictures: Annotated[list[str], typer.Argument(help="Files, folders, or - for standard input.")],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to tell.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
+) -> None:
+    """Classify pictures. One that can't be decoded is named, the others are answered, and the exit code is 2."""
+    import msgspec
+
+    from trueport.runtime import load
+
+    from ..console import say
+    from ..predict import predict as classified
+
+    failed = 0
+    with load(bundle, runner=runner) as session:
+        for answer in classified(session, pictures, top):
+            failed += bool(answer.error)
+            if json:
+                print(msgspec.json.encode(answer).decode())
+            elif answer.error:
+                say(f"trueport: {answer.error}")
+            else:
+                print(f"{answer.picture}: " + ", ".join(f"{score.label} {score.score:.1%}" for score in answer.top))
+    if failed:
+        raise typer.Exit(EXIT_USAGE)

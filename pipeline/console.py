@@ -1,0 +1,70 @@
+"""What commands print: results to standard output, as tables or JSON; remarks to standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from trueport.runtime.atomic import write_bytes
+
+
+@dataclass(frozen=True)
+class Table:
+    """Plain text in rows and columns, ready for any printer."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+STYLES = {"passed": "green", "failed": "bold red", "not run": "yellow", "ok": "green", "missing": "yellow"}
+"""Of cells that hold just such a word; the word itself says it where there are no colours."""
+
+
+def print_table(table: Table) -> None:
+    """To standard output, as wide as the terminal; words break rather than vanish."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(
+        title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold"
+    )
+    for name in table.columns:
+        shown.add_column(name, overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    # Elsewhere than on a terminal nobody sees where a line ends: no wrapping at rich's default of 80 columns.
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200, highlight=False)
+    console.print(shown)
+    for note in table.notes:
+        console.print(Text(note))
+
+
+def emit_json(result: object, target: str | None) -> None:
+    """Write a result as JSON into a file, or to standard output where the target is `-`."""
+    if target is None:
+        return
+    data = msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
+    if target == "-":
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    else:
+        write_bytes(Path(target), data)
+
+
+def say(text: str) -> None:
+    """A remark on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def narrator(quiet: bool) -> Callable[[str], None]:
+    """`say`, or silence."""
+    return (lambda _: None) if quiet else say

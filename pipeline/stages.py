@@ -1,0 +1,219 @@
+"""The whole main job: a recipe through train, export, check, bench and report.
+
+Each stage has a key: a hash of everything it depends on. A stage whose key and outputs are as they were is skipped; an
+interrupted one goes on. The keys are in `stages.json` of the run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from trueport.runtime.atomic import refuse_foreign_folder, write_bytes
+from trueport.runtime.bundle import Bundle
+from trueport.runtime.machine import Machine, describe_machine
+from trueport.runtime.manifest import MANIFEST
+from trueport.runtime.session import load
+
+from . import run_folder
+from .bench import BatchBench, BenchReport, bench
+from .check import CheckReport, check, check_summary
+from .console import Table
+from .data import open_dataset
+from .recipe import Recipe
+from .run_folder import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STAGES = ("train", "export", "check", "bench", "report")
+RECORD, REPORT = "stages.json", "report.html"
+BUNDLE = "bundle"
+CHECK_JSON, BENCH_JSON = f"{BUNDLE}/reports/check.json", f"{BUNDLE}/reports/bench.json"
+
+
+class StageRecord(msgspec.Struct, frozen=True):
+    """What is remembered of a stage."""
+
+    key: str
+    outputs: dict[str, str] | None = None
+    """SHA-256 by file; None: begun and not finished."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run of all stages ends with."""
+
+    run: Run
+    bundle: Bundle
+    check: CheckReport
+    bench: BenchReport
+    report: Path
+
+
+@dataclass
+class Job:
+    """The stages of one recipe in one folder."""
+
+    recipe: Recipe
+    out: Path
+    say: Callable[[str], None]
+    console: Console | None = None
+    records: dict[str, StageRecord] = field(default_factory=dict)
+
+    def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[bool], object]) -> None:
+        """Do the work unless inputs and outputs are as they were; tell it whether an earlier try had other inputs."""
+        key = hashlib.sha256(msgspec.json.encode([name, inputs], order="deterministic")).hexdigest()
+        before = self.records.get(name)
+        position = f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
+        if before and before.key == key and before.outputs and before.outputs == self._digests(outputs):
+            self.say(f"{position}: skipped, nothing it depends on has changed")
+            return
+        self.say(position)
+        self._remember(name, StageRecord(key))
+        begun = time.monotonic()
+        work(before is not None and before.key != key)
+        self._remember(name, StageRecord(key, self._digests(outputs)))
+        self.say(f"{position}: done in {time.monotonic() - begun:.1f} s")
+
+    def _digests(self, outputs: Sequence[str]) -> dict[str, str] | None:
+        files = {name: self.out / name for name in outputs}
+        if not all(file.is_file() for file in files.values()):
+            return None
+        return {name: run_folder.file_sha256(file) for name, file in files.items()}
+
+    def _remember(self, name: str, record: StageRecord) -> None:
+        self.records[name] = record
+        write_bytes(self.out / RECORD, msgspec.json.format(msgspec.json.encode(self.records), indent=2))
+
+
+def run_stages(
+    recipe: Recipe, out: Path, *, say: Callable[[str], None] = lambda _: None, console: Console | None = None
+) -> Outcome:
+    """Take the recipe through every stage into `out`: the run itself, with `bundle/` and `report.html` in it.
+
+    A gate that fails does not stop the later stages: the outcome's check is then falsy.
+    say is told of every stage; console is where training shows its progress (None: standard error).
+    Raises what the stages raise; what was done before stays and is not done again.
+    """
+    refuse_foreign_folder(out, run_folder.RECIPE)
+    job = Job(recipe, out, say, console, _records(out))
+    if not (out / run_folder.RECIPE).exists():
+        run_folder.write_recipe(out / run_folder.RECIPE, recipe)
+    _train(job)
+    run = Run.open(out)
+    machine = describe_machine()
+    _export(job, machine)
+    bundle = Bundle.open(out / BUNDLE)
+    checked = _check(job, bundle, machine)
+    benched = _bench(job, bundle, machine)
+    _report(job, run, bundle, checked, benched)
+    return Outcome(run, bundle, checked, benched, out / REPORT)
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """What a person wants to know at the end, a sample prediction included."""
+    info, checked, timed = outcome.run.info, outcome.check, outcome.bench
+    rows = [
+        ("model", f"{info.arch}, {info.parameters:,} parameters, {len(info.labels)} classes"),
+        ("accuracy", f"{info.test_accuracy:.2%} on {info.test_count} held-out test pictures"),
+        ("faithful", check_summary(checked)),
+        *(("speed", _speed(result)) for result in timed.batches),
+        ("bundle", str(outcome.bundle.path)),
+        ("report", str(outcome.report)),
+        ("sample", _sample(outcome.bundle)),
+    ]
+    return Table(title=outcome.bundle.manifest.name, columns=("", ""), rows=tuple(rows))
+
+
+def _speed(result: BatchBench) -> str:
+    told = f"batch {result.batch}: {result.port.median_ms:.3g} ms, {result.port.images_per_s:,.0f} images/s"
+    if result.paired is None:
+        return told
+    paired = result.paired
+    return f"{told}, {paired.ratio:.1f}x the original ({paired.ratio_low:.1f} to {paired.ratio_high:.1f})"
+
+
+def _sample(bundle: Bundle) -> str:
+    """The first held-out picture, classified by the port."""
+    sample = bundle.evaluation()
+    with load(bundle.path) as session:
+        best = session.predictions(session.run(sample.images[:1]), top=1)[0]
+    truth = bundle.manifest.labels[sample.labels[0]]
+    return f"a picture of class {truth!r} is taken for {best.label!r} ({best.score:.1%})"
+
+
+def _train(job: Job) -> None:
+    data = job.recipe.data
+    dataset = open_dataset(data.source)
+    section = {key: value for key, value in _plain(job.recipe.train).items() if key != "device"}
+    inputs = [_plain(job.recipe.model), _plain(job.recipe.preprocessing), section, _plain(data), dataset.fingerprint]
+
+    def work(other_inputs_before: bool) -> None:
+        from .train import train
+
+        train(job.recipe, job.out, resume=not other_inputs_before, console=job.console)
+
+    job.stage("train", inputs, (run_folder.RUN, run_folder.WEIGHTS), work)
+
+
+def _export(job: Job, machine: Machine) -> None:
+    def work(_: bool) -> None:
+        from .export_run import export_run
+
+        export_run(job.out, job.out / BUNDLE, job.recipe.export)
+
+    inputs = [run_folder.file_sha256(job.out / run_folder.RUN), _plain(job.recipe.export), machine.versions]
+    job.stage("export", inputs, (f"{BUNDLE}/{MANIFEST}",), work)
+
+
+def _check(job: Job, bundle: Bundle, machine: Machine) -> CheckReport:
+    def work(_: bool) -> None:
+        _write(job.out / CHECK_JSON, check(bundle.path, runners=job.recipe.check.runner))
+
+    inputs = [bundle.manifest.sha256, _plain(job.recipe.check), machine.key, machine.versions]
+    job.stage("check", inputs, (CHECK_JSON,), work)
+    return msgspec.json.decode((job.out / CHECK_JSON).read_bytes(), type=CheckReport)
+
+
+def _bench(job: Job, bundle: Bundle, machine: Machine) -> BenchReport:
+    section = job.recipe.bench
+
+    def work(_: bool) -> None:
+        _write(job.out / BENCH_JSON, bench(bundle.path, batches=section.batch, seconds=section.seconds))
+
+    inputs = [bundle.manifest.sha256, _plain(section), machine.key, machine.versions]
+    job.stage("bench", inputs, (BENCH_JSON,), work)
+    return msgspec.json.decode((job.out / BENCH_JSON).read_bytes(), type=BenchReport)
+
+
+def _report(job: Job, run: Run, bundle: Bundle, checked: CheckReport, benched: BenchReport) -> None:
+    def work(_: bool) -> None:
+        from .report import write_report
+
+        write_report(job.out / REPORT, run, bundle, checked, benched)
+
+    inputs = [run_folder.file_sha256(job.out / file) for file in (run_folder.RUN, CHECK_JSON, BENCH_JSON)]
+    job.stage("report", inputs, (REPORT,), work)
+
+
+def _records(out: Path) -> dict[str, StageRecord]:
+    try:
+        return msgspec.json.decode((out / RECORD).read_bytes(), type=dict[str, StageRecord])
+    except (FileNotFoundError, msgspec.DecodeError):
+        return {}  # then every stage is done again, which is right whatever the file held
+
+
+def _plain(section: msgspec.Struct) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.to_builtins(section)
+    return plain
+
+
+def _write(path: Path, report: msgspec.Struct) -> None:
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(report), indent=2))
