@@ -135,14 +135,12 @@ def original_from_bundle(bundle: Bundle) -> Original:
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "the original") from error
     manifest, origin = bundle.manifest, bundle.manifest.provenance
-    module = models.create(
-        origin.arch,
-        num_classes=len(manifest.labels),
-        channels=manifest.preprocessing.channels,
-        **origin.arch_args,
-    )
+    channels = manifest.preprocessing.channels
     try:
+        module = models.create(origin.arch, num_classes=len(manifest.labels), channels=channels, **origin.arch_args)
         module.load_state_dict(load(bundle.read(WEIGHTS)))
+    except (models.UnknownModelError, models.ModelArgumentError) as error:
+        raise BundleError(f"{bundle.path} was made by another trueport: {error}") from error
     except RuntimeError as error:
         raise BundleError(f"the weights of {bundle.path} don't fit {origin.arch}: {error}") from error
     return Original(

@@ -158,7 +158,7 @@ def _manifest_from_json(data: bytes, folder: Path) -> Manifest:
             remedy = "upgrade trueport" if schema > SCHEMA else "export the bundle again"
             raise BundleError(f"{where} has schema {schema}, this trueport reads schema {SCHEMA}: {remedy}")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleError(f"{where} is damaged: {error}") from error
     if not _is_sealed(data, manifest.sha256):
         raise BundleError(_changed(where))

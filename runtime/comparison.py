@@ -32,7 +32,7 @@ def parity(port: Logits, original: Logits, bounds: Bounds, *, variant: str, runn
         "max_abs": largest,
         "rms": math.sqrt(error),
         "max_rel": largest / scale if scale else largest,
-        "snr_db": 10 * math.log10(signal / error) if error > 0 and signal > 0 else math.inf,
+        "snr_db": 10 * math.log10(signal / error) if signal > 0 and 0 < error < math.inf else math.inf,
         "top1_agreement": 100 * float(np.mean(port.argmax(1) == original.argmax(1))),
         "top5_agreement": 100 * _top_agreement(port, original, 5),
     }

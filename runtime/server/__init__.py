@@ -1,0 +1,7 @@
+"""The Open Inference Protocol (KServe V2) over HTTP."""
+
+from .app import App
+from .contract import ServerLimits, SessionLike
+from .serve import serve
+
+__all__ = ["App", "ServerLimits", "SessionLike", "serve"]

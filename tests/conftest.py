@@ -1,0 +1,39 @@
+"""What many tests need: a small trained run and the bundle exported from it, made once."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from trueport.pipeline.export_run import export_run
+from trueport.pipeline.recipe import Recipe, load_recipe
+from trueport.pipeline.train import train
+
+
+@pytest.fixture(scope="session")
+def recipe() -> Recipe:
+    """The digits recipe, three epochs of it: enough to be right about nine in ten."""
+    return load_recipe("digits", ["train.epochs=3", "export.golden=16", "bench.seconds=0.2"])
+
+
+@pytest.fixture(scope="session")
+def run_path(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run; don't write into it."""
+    path = tmp_path_factory.mktemp("runs") / "digits"
+    train(recipe, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def bundle_path(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of that run; don't write into it."""
+    path, _ = export_run(run_path, tmp_path_factory.mktemp("bundles") / "digits.bundle")
+    return path
+
+
+@pytest.fixture
+def own_bundle(bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    return Path(shutil.copytree(bundle_path, tmp_path / "own.bundle"))

@@ -1,0 +1,160 @@
+"""Comparisons: what is equal passes, what is not fails, and NaN never passes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from trueport.runtime.comparison import (
+    accuracy,
+    batch_invariance,
+    mcnemar_p,
+    paired_interval,
+    parity,
+    preprocessing_identity,
+)
+from trueport.runtime.manifest import Bounds
+
+BOUNDS = Bounds(max_abs=1e-3, rms=5e-4, noise_max_abs=1e-4, noise_rms=5e-5, noise_from=("test",))
+NAMES = {"variant": "fp32", "runner": "onnxruntime:cpu"}
+
+
+def logits(rows: int = 20, classes: int = 10) -> NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(rows, classes)).astype(np.float32)
+
+
+def test_parity_of_equals_is_perfect() -> None:
+    verdict = parity(logits(), logits(), BOUNDS, detail="", **NAMES)
+    assert verdict
+    assert verdict.measured["max_abs"] == verdict.measured["rms"] == 0
+    assert verdict.measured["snr_db"] is None
+    assert verdict.measured["top1_agreement"] == verdict.measured["top5_agreement"] == 100
+
+
+def test_parity_measures_in_known_units() -> None:
+    original = logits()
+    port = original + 1e-4
+    verdict = parity(port, original, BOUNDS, detail="", **NAMES)
+    assert verdict
+    assert verdict.measured["max_abs"] == pytest.approx(1e-4, rel=1e-2)
+    assert verdict.measured["rms"] == pytest.approx(1e-4, rel=1e-2)
+    power = float(np.mean(original.astype(float) ** 2))
+    assert verdict.measured["snr_db"] == pytest.approx(10 * math.log10(power / 1e-8), abs=0.1)
+
+
+@pytest.mark.parametrize("fault", [2e-3, math.nan, math.inf])
+def test_one_wrong_logit_fails_and_names_the_bound_that_would_pass(fault: float) -> None:
+    port = logits()
+    port[3, 4] += fault
+    verdict = parity(port, logits(), BOUNDS, detail="", **NAMES)
+    assert not verdict
+    assert verdict.status == "failed"
+    expected = pytest.approx(fault, rel=1e-3) if math.isfinite(fault) else None
+    assert verdict.would_pass["max_abs"] == expected
+
+
+def test_many_small_errors_fail_by_rms_where_none_is_large() -> None:
+    verdict = parity(logits() + 8e-4, logits(), BOUNDS, detail="", **NAMES)
+    assert set(verdict.would_pass) == {"rms"}
+
+
+def runner_with(fault: Any) -> Any:
+    weights = np.random.default_rng(1).normal(size=(12, 10))
+
+    def infer(images: NDArray[np.uint8]) -> NDArray[Any]:
+        return np.asarray(fault(images.reshape(len(images), -1) @ weights))
+
+    return infer
+
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (9, 2, 2, 3), dtype=np.uint8)
+
+
+def test_rows_that_do_not_depend_on_their_batch_pass() -> None:
+    verdict = batch_invariance(runner_with(lambda out: out), IMAGES, BOUNDS, (1, 2, 7, 32), **NAMES)
+    assert verdict
+    assert set(verdict.measured) == {"batch_2", "batch_7", "batch_32", "max_abs"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(lambda out: out[::-1], id="rows reversed"),
+        pytest.param(lambda out: out - out.mean(0), id="statistics of the batch"),
+        pytest.param(lambda out: np.where(len(out) == 32, out + 1, out), id="only at one size"),
+        pytest.param(lambda out: np.concatenate([out[:1]] * len(out)), id="the first row everywhere"),
+        pytest.param(lambda out: out * (math.nan if len(out) == 7 else 1), id="NaN at one size"),
+        pytest.param(lambda out: out + (np.arange(len(out)) == 6)[:, None], id="only at one position"),
+    ],
+)
+def test_rows_that_depend_on_their_batch_fail(fault: Any) -> None:
+    assert batch_invariance(runner_with(fault), IMAGES, BOUNDS, (1, 2, 7, 32), **NAMES).status == "failed"
+
+
+def test_preprocessing_must_be_the_same_to_the_bit() -> None:
+    golden = IMAGES
+    assert preprocessing_identity(list(golden), golden)
+    changed = golden.copy()
+    changed[4, 1, 1, 2] ^= 1
+    verdict = preprocessing_identity(list(changed), golden)
+    assert not verdict
+    assert verdict.would_pass == {"max_levels": 1.0}
+
+
+def test_accuracy_counts_flips_each_way() -> None:
+    original = np.eye(10, dtype=np.float32)[np.arange(100) % 10]
+    labels = np.arange(100, dtype=np.int64) % 10
+    labels[:2] = (labels[:2] + 1) % 10  # the original is wrong twice
+    port = original.copy()
+    port[0] = np.eye(10)[labels[0]]  # the port is right once where it was wrong
+    port[50:53] = np.roll(port[50:53], 1, axis=1)  # and wrong three times where it was right
+    verdict = accuracy(port, original, labels, BOUNDS, **NAMES)
+    measured = verdict.measured
+    assert not verdict
+    assert (measured["lost"], measured["won"]) == (3, 1)
+    assert measured["top1_original"] == pytest.approx(98)
+    assert measured["top1_port"] == pytest.approx(96)
+    assert measured["drop_points"] == pytest.approx(2)
+    assert measured["drop_low"] is not None
+    assert measured["drop_high"] is not None
+    assert measured["drop_low"] < 2 < measured["drop_high"]
+    assert verdict.would_pass == {"drop_points": pytest.approx(2)}
+
+
+def test_ties_of_the_original_may_go_either_way() -> None:
+    original = np.zeros((100, 10), np.float32)
+    original[:, 3] = 1
+    original[0, 4] = 1 + BOUNDS.max_abs  # right by less than the port may differ
+    labels = np.full(100, 3, np.int64)
+    labels[0] = 4
+    port = original.copy()
+    port[0, 4] = 1 - BOUNDS.max_abs / 2
+    assert accuracy(port, original, labels, BOUNDS, **NAMES)
+    port[1] = np.roll(port[1], 1)
+    assert not accuracy(port, original, labels, BOUNDS, **NAMES)
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (8, 2, 0.109375), (10, 10, 1.0), (2, 8, 0.109375)],
+)
+def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int, p: float) -> None:
+    assert mcnemar_p(lost, won) == pytest.approx(p)
+
+
+def test_the_interval_of_the_difference_covers_what_it_should() -> None:
+    """Of simulated pairs with a known difference, the 95 % interval holds it in 93 % or more."""
+    random = np.random.default_rng(3)
+    count, p_lost, p_won = 300, 0.03, 0.01
+    flips = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
+    covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flips)]
+    assert np.mean(covered) >= 0.93
+
+
+def test_no_flips_leave_an_interval_around_zero_that_shrinks() -> None:
+    few, many = paired_interval(0, 0, 30), paired_interval(0, 0, 3000)
+    assert few[0] < many[0] < 0 < many[1] < few[1]

@@ -1,0 +1,156 @@
+"""Preprocessing: every kind of picture comes out right, or is refused by name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from trueport.runtime.errors import ImageError
+from trueport.runtime.manifest import Preprocessing
+from trueport.runtime.preprocessing import ImageLimits, prepare
+
+COLOUR = Preprocessing(height=8, width=8)
+GREY = Preprocessing(height=8, width=8, mode="L")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def pixels(*shape: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_pixels_of_the_right_shape_are_not_touched() -> None:
+    for preprocessing in (COLOUR, GREY):
+        array = pixels(*preprocessing.shape)
+        assert np.array_equal(prepare(array, preprocessing), array)
+        assert np.array_equal(prepare(encoded(Image.fromarray(array.squeeze())), preprocessing), array)
+
+
+def test_path_bytes_image_and_array_agree(tmp_path: Path) -> None:
+    array = pixels(20, 30, 3)
+    file = tmp_path / "picture.png"
+    Image.fromarray(array).save(file)
+    sources = (file, str(file), file.read_bytes(), Image.open(file), array)
+    results = [prepare(source, COLOUR) for source in sources]
+    for result in results:
+        assert result.flags.c_contiguous
+        assert np.array_equal(result, results[0])
+
+
+@pytest.mark.parametrize(("width", "height", "resize_to"), [(61, 97, 12), (97, 61, 12), (40, 40, 8), (13, 200, 9)])
+def test_shorter_side_and_crop_are_torchvision_s(width: int, height: int, resize_to: int) -> None:
+    from torchvision.transforms import v2
+
+    image = Image.fromarray(pixels(height, width, 3))
+    preprocessing = Preprocessing(height=8, width=8, resize="shorter-side", resize_to=resize_to)
+    theirs = v2.Compose([v2.Resize(resize_to), v2.CenterCrop(8)])(image)
+    assert np.array_equal(prepare(image, preprocessing), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_undone(orientation: int) -> None:
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4, :4] = 255  # one bright corner tells all eight orientations apart, save mirrorings of the diagonal
+    upright[:4, 4:] = 128
+    undo = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a, 3),
+    }
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    assert np.array_equal(prepare(encoded(stored, exif=exif), COLOUR), upright)
+
+
+def test_sixteen_bits_keep_their_scale() -> None:
+    deep = (np.arange(64).reshape(8, 8) * 1024).astype(np.uint16)
+    result = prepare(encoded(Image.fromarray(deep)), GREY)
+    assert np.array_equal(result[:, :, 0], deep // 257)
+
+
+def test_transparency_is_laid_on_white() -> None:
+    array = np.zeros((8, 8, 4), np.uint8)
+    array[:, 4:, 3] = 255
+    result = prepare(encoded(Image.fromarray(array)), COLOUR)
+    assert (result[:, :4] == 255).all()
+    assert (result[:, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+def test_every_mode_shows_the_same_picture(mode: str) -> None:
+    checks = Image.fromarray(np.kron([[0, 255], [255, 0]], np.ones((4, 4))).astype(np.uint8))
+    for preprocessing in (GREY, COLOUR):
+        result = prepare(checks.convert("RGB").convert(mode), preprocessing)
+        assert np.abs(result.astype(int) - np.asarray(checks)[:, :, None]).max() <= 1
+
+
+def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    jpeg = encoded(Image.fromarray(pixels(64, 64, 3)), "JPEG")
+    (tmp_path / "empty.png").write_bytes(b"")
+    bad: list[tuple[Any, str]] = [
+        (b"", "is empty"),
+        (b"no picture at all", "known format"),
+        (jpeg[: len(jpeg) // 2], "damaged or truncated"),
+        (tmp_path / "empty.png", r"empty\.png is empty"),
+        (tmp_path / "absent.png", r"can't read .*absent\.png"),
+        (tmp_path, "can't read"),
+        (np.zeros((8, 8, 3), np.float32), "float32"),
+        (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
+        (np.zeros((0, 8), np.uint8), r"\(0, 8\)"),
+        (12, "found int"),
+        (Image.fromarray(np.zeros((8, 8), np.float32)), "floating-point"),
+    ]
+    for source, message in bad:
+        with pytest.raises(ImageError, match=message):
+            prepare(source, COLOUR)
+
+
+def test_limits_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (100, 100)))
+    with pytest.raises(ImageError, match="100 x 100 pixels, at most 9,999"):
+        prepare(data, COLOUR, ImageLimits(max_pixels=9_999))
+    file = tmp_path / "large.png"
+    file.write_bytes(data)
+    for source in (data, file):
+        with pytest.raises(ImageError, match="bytes, at most 10"):
+            prepare(source, COLOUR, ImageLimits(max_bytes=10))
+
+
+def test_damaged_bytes_never_raise_anything_else() -> None:
+    random = np.random.default_rng(0)
+    for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"):
+        whole = encoded(Image.fromarray(pixels(40, 40, 3)), kind)
+        for _ in range(40):
+            data = bytearray(whole[: random.integers(1, len(whole) + 1)])
+            for position in random.integers(0, len(data), 4):
+                data[position] = random.integers(256)
+            try:
+                result = prepare(bytes(data), COLOUR)
+            except ImageError:
+                continue
+            assert result.shape == (8, 8, 3)
+
+
+def test_impossible_sizes_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        Preprocessing(height=0, width=8)
+    with pytest.raises(ValueError, match="smaller than the crop"):
+        Preprocessing(height=8, width=8, resize="shorter-side", resize_to=7)
+    with pytest.raises(ValueError, match="shorter-side"):
+        Preprocessing(height=8, width=8, resize_to=9)

@@ -1,0 +1,727 @@
+"""The application without a socket: routes, status codes, tensors each way, malformed and hostile requests."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from trueport.runtime import preprocessing
+from trueport.runtime.errors import (
+    ClosedError,
+    DeadlineError,
+    InvalidRequestError,
+    OverloadedError,
+    UsageError,
+)
+from trueport.runtime.manifest import Manifest
+from trueport.runtime.server import App, ServerLimits
+
+SHAPE = (4, 5, 1)
+ROW_BYTES = 20
+CLASSES = 3
+INFER = "/v2/models/digits/infer"
+LENGTH = "Inference-Header-Content-Length"
+
+
+def manifest(name: str = "digits", version: str = "1", shape: tuple[int, ...] = (-1, *SHAPE)) -> Manifest:
+    return msgspec.convert(
+        {
+            "name": name,
+            "version": version,
+            "inputs": [{"name": "image", "dtype": "uint8", "shape": shape}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, CLASSES)}],
+            "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
+            "normalisation": {"mean": (0.5,), "std": (0.5,)},
+            "labels": ["zero", "one", "two"],
+            "variants": [],
+            "provenance": {
+                "arch": "lenet",
+                "arch_args": {},
+                "weights_sha256": "",
+                "data": "",
+                "data_sha256": "",
+                "split_sha256": "",
+                "seed": 0,
+                "created": "",
+                "versions": {},
+                "recipe": {},
+            },
+            "files": {},
+        },
+        Manifest,
+    )
+
+
+@dataclass
+class FakeBatcher:
+    """The first pixels of a row are its logits, unless the batcher is told to fail."""
+
+    failure: BaseException | None = None
+    asked: list[tuple[float | None, int]] = field(default_factory=list)
+    limits: Any = field(default_factory=lambda: SimpleNamespace(max_batch_rows=8))
+
+    async def asubmit(
+        self, rows: NDArray[np.uint8], *, deadline_s: float | None, priority: int
+    ) -> dict[str, NDArray[Any]]:
+        self.asked.append((deadline_s, priority))
+        if self.failure is not None:
+            raise self.failure
+        assert rows.dtype == np.uint8
+        assert rows.shape[1:] == SHAPE
+        return {"logits": rows.reshape(len(rows), -1)[:, :CLASSES].astype(np.float32) / 2}
+
+
+@dataclass
+class FakeSession:
+    manifest: Manifest = field(default_factory=manifest)
+    batcher: FakeBatcher = field(default_factory=FakeBatcher)
+
+    def prepare(self, source: bytes) -> NDArray[np.uint8]:
+        return preprocessing.prepare(source, self.manifest.preprocessing)
+
+    def predictions(self, logits: NDArray[Any], top: int) -> list[Any]:
+        best = np.argsort(-logits, axis=1)[:, :top]
+        return [
+            SimpleNamespace(top=[SimpleNamespace(label=f"class {i}", index=i, score=row[i]) for i in order])
+            for row, order in zip(logits, best, strict=True)
+        ]
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Response:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> str:
+        assert self.headers["content-type"] == "application/json"
+        assert set(self.json) == {"error"}
+        return str(self.json["error"])
+
+    @property
+    def tensors(self) -> tuple[Any, bytes]:
+        """The JSON and what follows it."""
+        size = int(self.headers["inference-header-content-length"])
+        return json.loads(self.body[:size]), self.body[size:]
+
+
+async def acall(
+    app: App,
+    method: str,
+    path: str,
+    body: bytes | Iterable[bytes] = b"",
+    headers: Mapping[str, str] | None = None,
+    query: bytes = b"",
+    root_path: str = "",
+) -> Response:
+    chunks = [body] if isinstance(body, bytes) else list(body)
+    incoming: Iterator[dict[str, Any]] = iter(
+        [{"type": "http.request", "body": chunk, "more_body": i + 1 < len(chunks)} for i, chunk in enumerate(chunks)]
+    )
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(incoming, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    given = {"content-length": str(len(chunks[0]))} if isinstance(body, bytes) else {}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": root_path + path,
+        "root_path": root_path,
+        "query_string": query,
+        "headers": [
+            (name.lower().encode(), value.encode("latin1")) for name, value in (given | dict(headers or {})).items()
+        ],
+    }
+    await app(scope, receive, send)
+    start, end = sent
+    answered = {name.decode(): value.decode() for name, value in start["headers"]}
+    assert int(answered["content-length"]) == len(end["body"])
+    return Response(start["status"], answered, end["body"])
+
+
+def call(app: App, *arguments: Any, **options: Any) -> Response:
+    return asyncio.run(acall(app, *arguments, **options))
+
+
+def pixels(rows: int = 2) -> NDArray[np.uint8]:
+    return np.random.default_rng(rows).integers(0, 256, (rows, *SHAPE), np.uint8)
+
+
+def binary_request(rows: NDArray[np.uint8], **extra: Any) -> tuple[bytes, dict[str, str]]:
+    tensor = {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": rows.shape,
+        "parameters": {"binary_data_size": rows.nbytes},
+    }
+    head = json.dumps({"inputs": [tensor]} | extra).encode()
+    return head + rows.tobytes(), {LENGTH: str(len(head))}
+
+
+def json_request(rows: NDArray[np.uint8], data: Any = None, **tensor: Any) -> bytes:
+    values = rows.ravel().tolist() if data is None else data
+    described = {"name": "image", "datatype": "UINT8", "shape": rows.shape, "data": values} | tensor
+    return json.dumps({"inputs": [described]}).encode()
+
+
+def picture(rows: NDArray[np.uint8], kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rows[0, :, :, 0]).save(stream, kind)
+    return stream.getvalue()
+
+
+def bytes_request(*elements: bytes, shape: list[int] | None = None) -> tuple[bytes, dict[str, str]]:
+    data = b"".join(len(each).to_bytes(4, "little") + each for each in elements)
+    tensor = {
+        "name": "image",
+        "datatype": "BYTES",
+        "shape": shape or [len(elements)],
+        "parameters": {"binary_data_size": len(data)},
+    }
+    head = json.dumps({"inputs": [tensor]}).encode()
+    return head + data, {LENGTH: str(len(head))}
+
+
+@pytest.fixture
+def session() -> FakeSession:
+    return FakeSession()
+
+
+@pytest.fixture
+def app(session: FakeSession) -> Iterator[App]:
+    app = App([session])
+    yield app
+    app.close()
+
+
+def test_health_is_200_with_an_empty_body(app: App) -> None:
+    for path in (
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/v2/models/digits/ready",
+        "/v2/models/digits/versions/1/ready",
+    ):
+        response = call(app, "GET", path)
+        assert (response.status, response.body) == (200, b""), path
+    assert call(app, "HEAD", "/v2/health/live").status == 200
+
+
+def test_server_metadata_lists_its_extensions(app: App) -> None:
+    answer = call(app, "GET", "/v2").json
+    assert answer["name"] == "trueport"
+    assert {"binary_tensor_data", "classification"} <= set(answer["extensions"])
+
+
+@pytest.mark.parametrize("base", ["/v2/models/digits", "/v2/models/digits/versions/1"])
+def test_model_metadata_and_config_state_the_tensors(app: App, base: str) -> None:
+    metadata = call(app, "GET", base).json
+    assert metadata["versions"] == ["1"]
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 4, 5, 1]}]
+    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, CLASSES]}]
+    config = call(app, "GET", f"{base}/config").json
+    assert config["max_batch_size"] == 8
+    assert config["input"] == [{"name": "image", "data_type": "TYPE_UINT8", "dims": [4, 5, 1]}]
+
+
+def test_binary_tensors_there_and_back(app: App) -> None:
+    rows = pixels(3)
+    body, headers = binary_request(rows, id="a/7", parameters={"binary_data_output": True})
+    for _ in range(2):  # the second time its JSON is known
+        response = call(app, "POST", INFER, body, headers)
+        assert response.status == 200
+        head, data = response.tensors
+        assert (head["id"], head["model_name"], head["model_version"]) == ("a/7", "digits", "1")
+        (output,) = head["outputs"]
+        assert (output["shape"], output["datatype"]) == ([3, CLASSES], "FP32")
+        assert output["parameters"]["binary_data_size"] == len(data)
+        np.testing.assert_array_equal(np.frombuffer(data, np.float32).reshape(3, -1), rows.reshape(3, -1)[:, :3] / 2)
+
+
+def test_known_json_goes_with_other_pixels(app: App) -> None:
+    for value in (1, 2):
+        body, headers = binary_request(np.full((1, *SHAPE), value, np.uint8))
+        assert call(app, "POST", INFER, body, headers).json["outputs"][0]["data"] == [value / 2] * CLASSES
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_json_tensors_there_and_back(app: App, nested: bool) -> None:
+    rows = pixels(2)
+    body = json_request(rows, rows.tolist() if nested else None)
+    response = call(app, "POST", INFER, json.dumps(json.loads(body), indent=8).encode() if nested else body)
+    assert response.headers["content-type"] == "application/json"
+    (output,) = response.json["outputs"]
+    assert output["data"] == (rows.reshape(2, -1)[:, :CLASSES] / 2).ravel().tolist()
+    assert "id" not in response.json
+
+
+def test_an_outputs_own_flag_overrides_the_requests(app: App) -> None:
+    wanted = [{"name": "logits", "parameters": {"binary_data": False}}]
+    body, headers = binary_request(pixels(1), outputs=wanted, parameters={"binary_data_output": True})
+    assert "data" in call(app, "POST", INFER, body, headers).json["outputs"][0]
+
+
+def test_values_that_json_can_not_hold_become_null(app: App, session: FakeSession) -> None:
+    async def nan(*_: Any, **__: Any) -> dict[str, NDArray[Any]]:
+        return {"logits": np.array([[np.nan, 1, np.inf]], np.float32)}
+
+    session.batcher.asubmit = nan  # type: ignore[method-assign]
+    assert call(app, "POST", INFER, json_request(pixels(1))).json["outputs"][0]["data"] == [None, 1.0, None]
+
+
+def test_header_length_zero_is_one_raw_row(app: App) -> None:
+    rows = pixels(1)
+    head, data = call(app, "POST", INFER, rows.tobytes(), {LENGTH: "0"}).tensors
+    assert head["outputs"][0]["shape"] == [1, CLASSES]
+    np.testing.assert_array_equal(np.frombuffer(data, np.float32), rows.ravel()[:CLASSES] / 2)
+    assert f"{ROW_BYTES} bytes" in call(app, "POST", INFER, rows.tobytes()[1:], {LENGTH: "0"}).error
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_classification_is_value_index_label_best_first(app: App, binary: bool) -> None:
+    rows = np.zeros((2, *SHAPE), np.uint8)
+    rows.reshape(2, -1)[:, :CLASSES] = [[1, 5, 3], [7, 7, 0]]
+    wanted = [{"name": "logits", "parameters": {"binary_data": binary, "classification": 2}}]
+    body, headers = binary_request(rows, outputs=wanted)
+    response = call(app, "POST", INFER, body, headers)
+    expected = ["2.5:1:one", "1.5:2:two", "3.5:0:zero", "3.5:1:one"]
+    if binary:
+        head, data = response.tensors
+        assert data == b"".join(len(text).to_bytes(4, "little") + text.encode() for text in expected)
+    else:
+        head = response.json
+        assert head["outputs"][0]["data"] == expected
+    assert (head["outputs"][0]["datatype"], head["outputs"][0]["shape"]) == ("BYTES", [2, 2])
+
+
+def test_more_classes_than_there_are_gives_all(app: App) -> None:
+    body, headers = binary_request(pixels(1), outputs=[{"name": "logits", "parameters": {"classification": 10**9}}])
+    assert call(app, "POST", INFER, body, headers).json["outputs"][0]["shape"] == [1, CLASSES]
+
+
+@pytest.mark.parametrize("column", [False, True])
+def test_bytes_are_encoded_pictures(app: App, column: bool) -> None:
+    rows = pixels(2)
+    elements = [picture(rows[:1]), picture(rows[1:])]
+    body, headers = bytes_request(*elements, shape=[2, 1] if column else [2])
+    data = call(app, "POST", INFER, body, headers).json["outputs"][0]["data"]
+    assert data == (rows.reshape(2, -1)[:, :CLASSES] / 2).ravel().tolist()
+
+
+def test_the_picture_that_can_not_be_decoded_is_named(app: App) -> None:
+    body, headers = bytes_request(picture(pixels(1)), b"no picture")
+    response = call(app, "POST", INFER, body, headers)
+    assert response.status == 400
+    assert response.error.startswith("picture 2 of 2: ")
+
+
+def test_priority_and_timeout_reach_the_batcher(app: App, session: FakeSession) -> None:
+    for parameters in ({}, {"priority": 1, "timeout": 1500}, {"priority": 101}, {"priority": 10**12}):
+        body, headers = binary_request(pixels(1), parameters=parameters)
+        assert call(app, "POST", INFER, body, headers).status == 200
+    deadlines, priorities = zip(*session.batcher.asked, strict=True)
+    assert deadlines == (None, pytest.approx(0.0015), None, None)
+    assert priorities[0] == 0
+    assert priorities[1] > priorities[0] > priorities[2] > priorities[3]
+
+
+def test_decoding_counts_towards_the_timeout(app: App, session: FakeSession) -> None:
+    body, headers = bytes_request(picture(pixels(1)))
+    size = int(headers[LENGTH])
+    head = json.loads(body[:size]) | {"parameters": {"timeout": 10_000_000}}
+    text = json.dumps(head).encode()
+    assert call(app, "POST", INFER, text + body[size:], {LENGTH: str(len(text))}).status == 200
+    ((deadline_s, _),) = session.batcher.asked
+    assert deadline_s is not None
+    assert 0 < deadline_s < 10
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("path", ["/classify", "/v2/models/digits/classify", "/v2/models/digits/versions/1/classify"])
+def test_classify_takes_the_bytes_of_a_picture(app: App, path: str, kind: str) -> None:
+    rows = np.zeros((1, *SHAPE), np.uint8)
+    rows[0, :, 1:] = 200
+    response = call(app, "POST", path, picture(rows, kind), {"Content-Type": "image/x-whatever"}, query=b"top=2")
+    assert response.status == 200
+    assert response.json["model_name"] == "digits"
+    predictions = response.json["predictions"]
+    assert {each["index"] for each in predictions} == {1, 2}
+    assert [each["label"] for each in predictions] == [f"class {each['index']}" for each in predictions]
+    assert predictions[0]["score"] >= predictions[1]["score"]
+
+
+@pytest.mark.parametrize(
+    ("query", "body", "headers", "status", "expected"),
+    [
+        (b"top=0", None, {}, 400, "top has to be"),
+        (b"top=five", None, {}, 400, "top has to be"),
+        (b"top=", None, {}, 400, "top has to be"),
+        (b"top=" + b"9" * 5000, None, {}, 400, "top has to be"),
+        (b"", b"", {}, 400, "the body is empty"),
+        (b"", b"GIF89a, or so", {}, 400, ""),
+        (b"", None, {"Content-Type": "multipart/form-data; boundary=x"}, 415, "--data-binary"),
+        (b"", None, {"Content-Encoding": "gzip"}, 415, "uncompressed"),
+    ],
+)
+def test_classify_refuses(
+    app: App, query: bytes, body: bytes | None, headers: dict[str, str], status: int, expected: str
+) -> None:
+    response = call(app, "POST", "/classify", picture(pixels(1)) if body is None else body, headers, query=query)
+    assert response.status == status
+    assert expected in response.error
+
+
+@pytest.mark.parametrize(
+    ("failure", "status"),
+    [
+        (InvalidRequestError("no"), 400),
+        (UsageError("no"), 400),
+        (OverloadedError("full", 2.2), 503),
+        (ClosedError("closed"), 503),
+        (DeadlineError("late"), 504),
+        (RuntimeError("secret: /etc/shadow"), 500),
+    ],
+)
+def test_every_error_has_its_status(app: App, session: FakeSession, failure: Exception, status: int) -> None:
+    session.batcher.failure = failure
+    body, headers = binary_request(pixels(1))
+    response = call(app, "POST", INFER, body, headers)
+    assert response.status == status
+    assert response.error == (
+        str(failure) if status != 500 else "the server failed to answer this request, the reason is in its log"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "seconds"),
+    [(0.0, "1"), (0.2, "1"), (1.0, "1"), (2.2, "3"), (float("inf"), "3600"), (float("nan"), "3600")],
+)
+def test_overload_says_when_to_come_back(app: App, session: FakeSession, wait_s: float, seconds: str) -> None:
+    session.batcher.failure = OverloadedError("full", wait_s)
+    body, headers = binary_request(pixels(1))
+    assert call(app, "POST", INFER, body, headers).headers["retry-after"] == seconds
+
+
+def test_an_unexpected_failure_is_logged_with_its_cause(
+    app: App, session: FakeSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    session.batcher.failure = RuntimeError("the secret cause")
+    body, headers = binary_request(pixels(1))
+    call(app, "POST", INFER, body, headers)
+    assert "the secret cause" in caplog.text
+
+
+def test_a_closed_session_is_no_longer_ready(app: App, session: FakeSession) -> None:
+    session.batcher.failure = ClosedError("closed")
+    body, headers = binary_request(pixels(1))
+    call(app, "POST", INFER, body, headers)
+    assert call(app, "GET", "/v2/models/digits/ready").status == 400
+    assert call(app, "GET", "/v2/health/ready").status == 400
+    assert call(app, "GET", "/v2/health/live").status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "expected"),
+    [
+        ("GET", "/v2/models/digit", 404, "did you mean digits"),
+        ("POST", "/v2/models/digit/infer", 404, "did you mean digits"),
+        ("GET", "/v2/models/digit/ready", 400, "did you mean digits"),
+        ("GET", "/v2/models/digits/versions/7", 404, "unknown version of digits '7'"),
+        ("POST", "/v2/models/digits/versions/7/infer", 404, "known: 1"),
+        ("GET", "/v2/models/digits/versions/7/ready", 400, "known: 1"),
+        ("GET", "/v2/models/digits/stats", 404, "there is nothing at"),
+        ("GET", "/v2/models/digits/", 404, "there is nothing at"),
+        ("GET", "/", 404, "there is nothing at"),
+        ("GET", "", 404, "there is nothing at"),
+        ("GET", "/v2/models/" + "x" * 10**5, 404, "unknown model"),
+    ],
+)
+def test_unknown_names_and_paths(app: App, method: str, path: str, status: int, expected: str) -> None:
+    response = call(app, method, path)
+    assert response.status == status
+    assert expected in response.error
+    assert len(response.body) < 500
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", INFER, "POST"),
+        ("PUT", "/classify", "POST"),
+        ("POST", "/v2", "GET, HEAD"),
+        ("DELETE", "/v2/models/digits", "GET, HEAD"),
+        ("POST", "/v2/health/live", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_405_with_allow(app: App, method: str, path: str, allow: str) -> None:
+    response = call(app, method, path)
+    assert (response.status, response.headers["allow"]) == (405, allow)
+    assert method in response.error
+
+
+ROWS = pixels(2)
+TENSOR = {"name": "image", "datatype": "UINT8", "shape": [2, *SHAPE], "data": ROWS.ravel().tolist()}
+MALFORMED: dict[str, tuple[Any, str]] = {
+    "not JSON": (b"{", "not an inference request"),
+    "empty": (b"", "not an inference request"),
+    "a list": ([], "Expected `object`"),
+    "no inputs": ({}, "missing required field `inputs`"),
+    "two inputs": ({"inputs": [TENSOR, TENSOR]}, "takes one input"),
+    "no input": ({"inputs": []}, "takes one input"),
+    "another name": ({"inputs": [TENSOR | {"name": "x" * 10**6}]}, "takes one input, 'image'"),
+    "datatype": ({"inputs": [TENSOR | {"datatype": "FP32"}]}, "'FP32', expected UINT8"),
+    "shape": ({"inputs": [TENSOR | {"shape": [2, 5, 4, 1]}]}, "expected [N, 4, 5, 1]"),
+    "rank": ({"inputs": [TENSOR | {"shape": [2]}]}, "expected [N, 4, 5, 1]"),
+    "endless rank": ({"inputs": [TENSOR | {"shape": [1] * 10**5}]}, "expected [N, 4, 5, 1]"),
+    "no rows": ({"inputs": [TENSOR | {"shape": [0, *SHAPE], "data": []}]}, "1 to 8 rows"),
+    "negative rows": ({"inputs": [TENSOR | {"shape": [-1, *SHAPE]}]}, "1 to 8 rows"),
+    "too many rows": ({"inputs": [TENSOR | {"shape": [9, *SHAPE]}]}, "1 to 8 rows a request, found 9"),
+    "huge rows": ({"inputs": [TENSOR | {"shape": [2**64, *SHAPE]}]}, "1 to 8 rows"),
+    "fractional rows": ({"inputs": [TENSOR | {"shape": [2.5, *SHAPE]}]}, "Expected `int`"),
+    "too little data": ({"inputs": [TENSOR | {"data": [1, 2]}]}, "has 2 values in data"),
+    "too much data": ({"inputs": [TENSOR | {"data": [1] * 41}]}, "has 41 values in data"),
+    "above 255": ({"inputs": [TENSOR | {"data": [256] * 40}]}, "whole numbers from 0 to 255"),
+    "negative": ({"inputs": [TENSOR | {"data": [-1] * 40}]}, "whole numbers from 0 to 255"),
+    "fraction": ({"inputs": [TENSOR | {"data": [0.5] * 40}]}, "whole numbers from 0 to 255"),
+    "truth": ({"inputs": [TENSOR | {"data": [True] * 40}]}, "whole numbers from 0 to 255"),
+    "text": ({"inputs": [TENSOR | {"data": "pixels"}]}, "whole numbers from 0 to 255"),
+    "null": ({"inputs": [TENSOR | {"data": None}]}, "whole numbers from 0 to 255"),
+    "ragged": ({"inputs": [TENSOR | {"data": [[[[1]], [[2], [3]]]]}]}, "differ in length"),
+    "nested otherwise": (
+        {"inputs": [TENSOR | {"data": ROWS.transpose(0, 2, 1, 3).tolist()}]},
+        "nested as [2, 5, 4, 1]",
+    ),
+    "nested too little": ({"inputs": [TENSOR | {"data": [[1] * 40]}]}, "whole numbers from 0 to 255"),
+    "no data": ({"inputs": [{k: v for k, v in TENSOR.items() if k != "data"}]}, "either data or binary_data_size"),
+    "data and size": ({"inputs": [TENSOR | {"parameters": {"binary_data_size": 40}}]}, "and not both"),
+    "negative size": ({"inputs": [TENSOR | {"parameters": {"binary_data_size": -1}}]}, ">= 0"),
+    "shared memory": ({"inputs": [TENSOR | {"parameters": {"shared_memory_region": "x"}}]}, "shared memory"),
+    "BYTES as JSON": ({"inputs": [TENSOR | {"datatype": "BYTES", "shape": [1], "data": ["x"]}]}, "as binary data"),
+    "unknown output": ({"inputs": [TENSOR], "outputs": [{"name": "boxes"}]}, "no output 'boxes'"),
+    "output twice": ({"inputs": [TENSOR], "outputs": [{"name": "logits"}] * 2}, "asked for twice"),
+    "shared output": (
+        {"inputs": [TENSOR], "outputs": [{"name": "logits", "parameters": {"shared_memory_region": "x"}}]},
+        "shared memory",
+    ),
+    "classes": ({"inputs": [TENSOR], "outputs": [{"name": "logits", "parameters": {"classification": -1}}]}, ">= 0"),
+    "priority": ({"inputs": [TENSOR], "parameters": {"priority": "high"}}, "Expected `int`"),
+    "timeout": ({"inputs": [TENSOR], "parameters": {"timeout": 2**63}}, "Expected `int`"),
+    "id": ({"inputs": [TENSOR], "id": 7}, "Expected `str`"),
+    "bad UTF-8": (b'{"inputs": [], "id": "\xff"}', "not an inference request"),
+    "deep": (b'{"inputs":' + b"[" * 10**5 + b"]" * 10**5 + b"}", "not an inference request"),
+    "deep and unknown": (b'{"x":' + b"[" * 10**5 + b"]" * 10**5 + b',"inputs":[]}', "not an inference request"),
+    "endless digits": (b'{"inputs":[{"name":"image","datatype":"UINT8","shape":[' + b"9" * 10**5 + b"]}]}", ""),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_json_is_400_with_a_sentence(app: App, name: str) -> None:
+    value, expected = MALFORMED[name]
+    response = call(app, "POST", INFER, value if isinstance(value, bytes) else json.dumps(value).encode())
+    assert response.status == 400
+    assert expected in response.error
+    assert len(response.error) < 500
+
+
+@pytest.mark.parametrize("length", ["abc", "", "-1", "+1", " 1", "1_0", "0x10", "1e3", "9" * 5000, "99999", "²"])
+def test_header_length_must_be_a_decimal_within_the_body(app: App, length: str) -> None:
+    body, _ = binary_request(pixels(1))
+    response = call(app, "POST", INFER, body, {LENGTH: length})
+    assert response.status == 400
+    assert LENGTH in response.error
+
+
+def test_binary_size_shape_and_body_have_to_agree(app: App) -> None:
+    body, headers = binary_request(pixels(2))
+    for wrong in (body[:-1], body + b"\0"):
+        response = call(app, "POST", INFER, wrong, headers)
+        assert response.status == 400
+        assert "follow the JSON" in response.error
+    text = body[: int(headers[LENGTH])].replace(b"[2, 4", b"[3, 4")
+    response = call(app, "POST", INFER, text + body[len(text) :], headers)
+    assert "has 60 bytes, binary_data_size is 40" in response.error
+    response = call(app, "POST", INFER, body[: int(headers[LENGTH])])
+    assert "but 0 bytes follow" in response.error
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\1", b"\1\0\0\0", b"\xff\xff\xff\xffab", b"\0\0\0\0" * 3, b"\1\0\0\0a" + b"\1\0\0\0b" + b"\0"]
+)
+def test_elements_that_do_not_fill_the_tensor_are_refused(app: App, data: bytes) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "parameters": {"binary_data_size": len(data)}}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    response = call(app, "POST", INFER, head + data, {LENGTH: str(len(head))})
+    assert response.status == 400
+    assert "are not 2 elements" in response.error
+
+
+def test_a_compressed_request_is_415(app: App) -> None:
+    body, headers = binary_request(pixels(1))
+    assert call(app, "POST", INFER, body, headers | {"Content-Encoding": "gzip"}).status == 415
+    assert call(app, "POST", INFER, body, headers | {"Content-Encoding": "Identity"}).status == 200
+
+
+def test_a_body_in_pieces_is_put_together(app: App) -> None:
+    body, headers = binary_request(pixels(2))
+    whole = call(app, "POST", INFER, body, headers)
+    pieces = call(app, "POST", INFER, [body[:7], b"", body[7:90], body[90:]], headers)
+    assert (pieces.status, pieces.body) == (200, whole.body)
+
+
+def test_a_body_that_is_too_large_is_413(session: FakeSession) -> None:
+    app = App([session], ServerLimits(max_body_bytes=1000, max_json_bytes=500))
+    declared = call(app, "POST", INFER, b"x" * 1001)
+    assert declared.status == 413
+    assert "connection" not in declared.headers  # what is left of the body has a known end
+    assert call(app, "POST", INFER, [b""], {"content-length": "9" * 5000}).status == 413
+    assert call(app, "POST", INFER, [b"x" * 600, b"x" * 600, b"x" * 10**6]).headers["connection"] == "close"
+    assert call(app, "POST", INFER, [b""], {"content-length": "2000", "expect": "100-continue"}).headers["connection"]
+    response = call(app, "POST", INFER, b" " * 600)
+    assert (response.status, "at most 500" in response.error) == (400, True)
+
+
+def test_a_client_that_goes_away_gets_no_answer(app: App) -> None:
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "http", "method": "POST", "path": INFER, "headers": []}, receive, send))
+    assert sent == []
+
+
+def test_too_many_waiting_pictures_are_refused(session: FakeSession) -> None:
+    app = App([session], ServerLimits(max_waiting_pictures=3))
+    body, headers = bytes_request(*[picture(pixels(1))] * 2)
+
+    async def both() -> list[Response]:
+        return await asyncio.gather(*[acall(app, "POST", INFER, body, headers) for _ in range(2)])
+
+    statuses = sorted(response.status for response in asyncio.run(both()))
+    assert statuses == [200, 503]
+    assert call(app, "POST", INFER, body, headers).status == 200  # both have left
+
+
+def test_mounted_below_a_path(app: App) -> None:
+    assert call(app, "GET", "/v2/health/live", root_path="/models").status == 200
+    assert call(app, "GET", "/v2/models/digits", root_path="/models").json["name"] == "digits"
+
+
+def test_several_models_and_versions() -> None:
+    sessions = [FakeSession(manifest(*each)) for each in (("digits", "1"), ("digits", "2"), ("plates", "1"))]
+    app = App(sessions)
+    assert call(app, "GET", "/v2/models/digits").json["versions"] == ["1", "2"]
+    body, headers = binary_request(pixels(1))
+    for path, expected in (("digits", "2"), ("digits/versions/1", "1"), ("digits/versions/2", "2"), ("plates", "1")):
+        assert call(app, "POST", f"/v2/models/{path}/infer", body, headers).json["model_version"] == expected
+    assert [len(each.batcher.asked) for each in sessions] == [1, 2, 1]
+    response = call(app, "POST", "/classify", picture(pixels(1)))
+    assert (response.status, "/v2/models/NAME/classify" in response.error) == (404, True)
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        [],
+        [FakeSession(), FakeSession()],
+        [FakeSession(manifest(name="a/b"))],
+        [FakeSession(manifest(version=""))],
+        [FakeSession(manifest(shape=(-1, -1, -1, 3)))],
+        [FakeSession(manifest(shape=(-1, 10)))],
+    ],
+)
+def test_what_can_not_be_served_is_refused_at_once(sessions: list[FakeSession]) -> None:
+    with pytest.raises(UsageError):
+        App(sessions)
+    with pytest.raises(UsageError, match="max_json_bytes must be at least 1"):
+        ServerLimits(max_json_bytes=0)
+
+
+def test_lifespan_ends_readiness(app: App) -> None:
+    incoming = iter(["lifespan.startup", "lifespan.shutdown"])
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": next(incoming)}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    asyncio.run(app({"type": "lifespan"}, receive, send))
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert call(app, "GET", "/v2/health/ready").status == 400
+
+
+def test_mutated_requests_never_fail_the_server(app: App) -> None:
+    """Seeded truncations and mutations of valid requests: 200 or a 4xx with a sentence, never a 5xx."""
+    chance = random.Random(20)
+    wanted = [{"name": "logits", "parameters": {"binary_data": True, "classification": 2}}]
+    seeds = [
+        binary_request(pixels(2), id="7", outputs=wanted, parameters={"timeout": 10**9, "priority": 3}),
+        bytes_request(picture(pixels(1)), picture(pixels(1))),
+        (json_request(pixels(1), pixels(1).tolist()), {}),
+    ]
+    cases = [(body[:cut], headers) for body, headers in seeds for cut in range(0, len(body), 3)]
+    for _ in range(1500):
+        body, headers = chance.choice(seeds)
+        length = headers.get(LENGTH)
+        if length is not None and chance.random() < 0.3:
+            headers = {LENGTH: str(chance.randrange(len(body) + 5))}
+        cases.append((mutated(chance, body, int(length or len(body))), headers))
+
+    async def every() -> list[Response]:
+        return [await acall(app, "POST", INFER, body, headers) for body, headers in cases]
+
+    seen: set[int] = set()
+    for (body, headers), response in zip(cases, asyncio.run(every()), strict=True):
+        seen.add(response.status)
+        assert response.status == 200 or 400 <= response.status < 500, (body, headers, response)
+        assert response.status == 200 or response.error
+    assert seen == {200, 400}
+
+
+def mutated(chance: random.Random, body: bytes, head: int) -> bytes:
+    changed = bytearray(body)
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(head if chance.random() < 0.8 else max(1, len(changed)))
+        place = min(place, max(0, len(changed) - 1))
+        match chance.randrange(5):
+            case 0:
+                changed[place : place + 1] = bytes([chance.randrange(256)])
+            case 1:
+                del changed[place : place + chance.randint(1, 9)]
+            case 2:
+                changed[place:place] = changed[place : place + chance.randint(1, 30)]
+            case 3:
+                changed[place:place] = chance.choice(
+                    [b"null", b"-1", b"1e999", b"99999999999999999999", b'"', b"[", b"}"]
+                )
+            case _:
+                changed[place : place + 1] = chance.choice(b'0123456789"[]{},:').to_bytes(1, "little")
+    return bytes(changed)

@@ -1,0 +1,287 @@
+"""A real server on a loopback port, used by an unmodified tritonclient; starting, refusing to start and stopping.
+
+Run as a program, this file serves the fake session: what a signal does is seen from outside the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+
+from trueport.runtime import preprocessing
+from trueport.runtime.errors import OverloadedError, UsageError
+from trueport.runtime.manifest import Manifest
+from trueport.runtime.server import App, serve
+
+SHAPE = (4, 5, 1)
+LABELS = ("zero", "one", "two")
+MANIFEST = msgspec.convert(
+    {
+        "name": "digits",
+        "version": "1",
+        "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, len(LABELS))}],
+        "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
+        "normalisation": {"mean": (0.5,), "std": (0.5,)},
+        "labels": LABELS,
+        "variants": [],
+        "provenance": dict.fromkeys(
+            ("arch", "weights_sha256", "data", "data_sha256", "split_sha256", "created"), "not of any interest here"
+        )
+        | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}},
+        "files": {},
+    },
+    Manifest,
+)
+
+
+class FakeSession:
+    """The first pixels of a row are its logits; a row that begins with 255 is refused, with 254 it waits."""
+
+    manifest = MANIFEST
+
+    def __init__(self) -> None:
+        self.limits = SimpleNamespace(max_batch_rows=8)
+        self.closed = False
+
+    @property
+    def batcher(self) -> Any:
+        return self
+
+    async def asubmit(self, rows: NDArray[np.uint8], *, deadline_s: float | None, priority: int) -> dict[str, Any]:
+        if rows.flat[0] == 255:
+            raise OverloadedError("the queue is full", 1.5)
+        if rows.flat[0] == 254:
+            print("begun", flush=True)
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        return {"logits": rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)}
+
+    def prepare(self, source: bytes) -> NDArray[np.uint8]:
+        return preprocessing.prepare(source, self.manifest.preprocessing)
+
+    def predictions(self, logits: NDArray[Any], top: int) -> list[Any]:
+        best = [int(row.argmax()) for row in logits]
+        return [SimpleNamespace(top=[SimpleNamespace(label=LABELS[i], index=i, score=1.0)]) for i in best]
+
+    def close(self) -> None:
+        self.closed = True
+        print("closed", flush=True)
+
+
+def pixels(rows: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(rows).integers(0, 200, (rows, *SHAPE), np.uint8)
+
+
+def logits(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=["h11 on asyncio", "httptools on uvloop"])
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    protocol, loop = request.param.split(" on ")
+    pytest.importorskip(protocol)
+    pytest.importorskip(loop)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        App([FakeSession()]), http=protocol, loop=loop, ws="none", log_config=None, access_log=False
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    host, port = listener.getsockname()
+    yield f"{host}:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[Any]:
+    from tritonclient.http import InferenceServerClient
+
+    with InferenceServerClient(address, concurrency=4) as client:
+        yield client
+
+
+def infer_input(array: NDArray[Any], datatype: str = "UINT8", binary: bool = True) -> Any:
+    from tritonclient.http import InferInput
+
+    return InferInput("image", list(array.shape), datatype).set_data_from_numpy(array, binary_data=binary)
+
+
+def test_client_health_and_metadata(client: Any) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("digits")
+    assert client.is_model_ready("digits", "1")
+    assert not client.is_model_ready("plates")
+    assert not client.is_model_ready("digits", "2")
+    assert client.get_server_metadata()["name"] == "trueport"
+    assert client.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, *SHAPE]
+    assert client.get_model_config("digits", "1")["max_batch_size"] == 8
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [None, True, False])
+def test_client_infers(client: Any, binary_in: bool, binary_out: bool | None) -> None:
+    from tritonclient.http import InferRequestedOutput
+
+    rows = pixels(3)
+    outputs = None if binary_out is None else [InferRequestedOutput("logits", binary_data=binary_out)]
+    result = client.infer("digits", [infer_input(rows, binary=binary_in)], outputs=outputs, request_id="seven")
+    np.testing.assert_array_equal(result.as_numpy("logits"), logits(rows))
+    assert result.get_response()["id"] == "seven"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_client_asks_for_classes(client: Any, binary: bool) -> None:
+    from tritonclient.http import InferRequestedOutput
+
+    rows = np.zeros((1, *SHAPE), np.uint8)
+    rows.flat[:3] = [1, 5, 3]
+    output = InferRequestedOutput("logits", binary_data=binary, class_count=2)
+    answer = client.infer("digits", [infer_input(rows)], outputs=[output]).as_numpy("logits")
+    texts = [text.decode() if isinstance(text, bytes) else text for text in answer.ravel()]
+    assert (answer.shape, texts) == ((1, 2), ["5.0:1:one", "3.0:2:two"])
+
+
+def test_client_sends_encoded_pictures(client: Any) -> None:
+    rows = pixels(2)
+    elements = np.array([encoded(row) for row in rows], dtype=object)
+    result = client.infer("digits", [infer_input(elements, "BYTES")])
+    np.testing.assert_array_equal(result.as_numpy("logits"), logits(rows))
+
+
+def test_client_sees_the_sentence_of_an_error(client: Any) -> None:
+    from tritonclient.utils import InferenceServerException
+
+    with pytest.raises(InferenceServerException, match=r"\[400\] input image has the shape \[1, 5, 4, 1\], expected"):
+        client.infer("digits", [infer_input(np.zeros((1, 5, 4, 1), np.uint8))])
+    with pytest.raises(InferenceServerException, match=r"\[404\] unknown model 'digit': did you mean digits"):
+        client.infer("digit", [infer_input(pixels(1))])
+    with pytest.raises(InferenceServerException, match=r"\[503\] the queue is full"):
+        client.infer("digits", [infer_input(np.full((1, *SHAPE), 255, np.uint8))])
+    with pytest.raises(InferenceServerException, match=r"\[415\] Content-Encoding 'gzip' is not read here"):
+        client.infer("digits", [infer_input(pixels(1))], request_compression_algorithm="gzip")
+
+
+def test_client_infers_asynchronously(client: Any) -> None:
+    batches = [pixels(rows) for rows in (1, 2, 3, 4)]
+    pending = [client.async_infer("digits", [infer_input(rows)]) for rows in batches]
+    for rows, each in zip(batches, pending, strict=True):
+        np.testing.assert_array_equal(each.get_result().as_numpy("logits"), logits(rows))
+
+
+def test_aio_client(address: str) -> None:
+    from tritonclient.http.aio import InferenceServerClient
+
+    batches = [pixels(rows) for rows in (1, 2, 3, 4)]
+
+    async def use() -> list[Any]:
+        async with InferenceServerClient(address) as client:
+            assert await client.is_model_ready("digits")
+            assert (await client.get_model_metadata("digits"))["name"] == "digits"
+            return await asyncio.gather(*[client.infer("digits", [infer_input(rows)]) for rows in batches])
+
+    for rows, result in zip(batches, asyncio.run(use()), strict=True):
+        np.testing.assert_array_equal(result.as_numpy("logits"), logits(rows))
+
+
+def test_picture_upload_and_reused_connection(address: str) -> None:
+    rows = np.zeros((1, *SHAPE), np.uint8)
+    rows.flat[2] = 9
+    connection = http.client.HTTPConnection(address)
+    try:
+        for _ in range(2):
+            connection.request("POST", "/classify?top=1", encoded(rows[0]))
+            response = connection.getresponse()
+            answer = msgspec.json.decode(response.read())
+            assert (response.status, answer["predictions"][0]["label"]) == (200, "two")
+            connection.request("POST", "/classify", b"no picture")
+            response = connection.getresponse()
+            assert (response.status, list(msgspec.json.decode(response.read()))) == (400, ["error"])
+    finally:
+        connection.close()
+
+
+def test_too_large_a_body_leaves_the_connection_usable(address: str) -> None:
+    connection = http.client.HTTPConnection(address)
+    try:
+        connection.request("POST", "/classify", b"x" * (64 * 2**20 + 1))
+        response = connection.getresponse()
+        assert (response.status, b"error" in response.read()) == (413, True)
+        connection.request("GET", "/v2/health/live")
+        assert connection.getresponse().status == 200
+    finally:
+        connection.close()
+
+
+def test_a_port_in_use_is_a_usage_error_that_says_what_to_do() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        session = FakeSession()
+        with pytest.raises(UsageError, match=rf"port {port} on 127.0.0.1 is in use: .* another port"):
+            serve([session], port=port)
+        assert session.closed
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [("127.0.0.1", 65536, "from 0"), ("127.0.0.1", -1, "from 0"), ("no-such-host.invalid", 0, "is no address")],
+)
+def test_an_address_that_can_not_be_had_is_a_usage_error(host: str, port: int, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        serve([FakeSession()], host, port)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_begun_request_finish_and_ends_normally(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        ready = server.stdout.readline()
+        assert ready.startswith("serving digits on http://127.0.0.1:")
+        connection = http.client.HTTPConnection(ready.split("//")[1].split(",")[0], timeout=30)
+        connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
+        assert server.stdout.readline() == "begun\n"
+        server.send_signal(number)
+        server.stdin.write("\n")
+        server.stdin.flush()
+        response = connection.getresponse()
+        assert response.status == 200
+        assert b"logits" in response.read()
+        connection.close()
+        rest, _ = server.communicate(timeout=30)
+        assert (server.returncode, rest) == (0, "closed\n")
+
+
+def encoded(row: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(row[:, :, 0]).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def say(sentence: str) -> None:
+    print(sentence, flush=True)
+
+
+if __name__ == "__main__":
+    serve([FakeSession()], port=0, log=say)
