@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.atomic import new_folder
-from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, sealed
+from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, graph_file, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import installed_versions
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, Provenance, Variant
@@ -61,7 +61,7 @@ def write_bundle(
     graph = onnx_from_original(original, opset)
     refuse_large(graph)
     weights = _weights(original)
-    variant = Variant(name="fp32", format="onnx", precision="fp32", file="model.fp32.onnx", bounds=bounds)
+    variant = Variant(name="fp32", format="onnx", precision="fp32", file=graph_file("fp32"), bounds=bounds)
     content = {
         WEIGHTS: weights,
         variant.file: graph.SerializeToString(deterministic=True),

@@ -118,7 +118,7 @@ class OriginalRunner:
             provider="torch eager",
             device="cpu",
             threads=self._threads,
-            versions={"torch": torch.__version__},
+            versions={"torch": str(torch.__version__)},
         )
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trueport.runtime.atomic import refuse_foreign_folder, write_bytes
-from trueport.runtime.bundle import Bundle
+from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, graph_file
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import MANIFEST
 from trueport.runtime.session import load
@@ -170,7 +170,9 @@ def _export(job: Job, machine: Machine) -> None:
         export_run(job.out, job.out / BUNDLE, job.recipe.export)
 
     inputs = [run_folder.file_sha256(job.out / run_folder.RUN), _plain(job.recipe.export), machine.versions]
-    job.stage("export", inputs, (f"{BUNDLE}/{MANIFEST}",), work)
+    graphs = (graph_file(precision) for precision in job.recipe.export.precision)
+    files = (MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *graphs)
+    job.stage("export", inputs, [f"{BUNDLE}/{file}" for file in files], work)
 
 
 def _check(job: Job, bundle: Bundle, machine: Machine) -> CheckReport:
