@@ -33,6 +33,8 @@ PURPOSES = {
     "cuda": "the CUDA and cuDNN libraries of onnxruntime:cuda",
 }
 """What each extra of trueport is for."""
+NOT_USED_YET = {"tensorrt", "rtx", "openvino", "timm", "ray", "all"}
+"""Extras whose capabilities are still to come: nobody is told to install them."""
 _ORT_WHEELS = DISTRIBUTIONS["onnxruntime"]
 _CPU = "CPUExecutionProvider"
 _RUNNERS = {_CPU: "onnxruntime:cpu", "CUDAExecutionProvider": "onnxruntime:cuda"}
@@ -260,11 +262,13 @@ def requirement_problem(line: str, extra: str) -> str:
 def _requirements() -> dict[str, list[str]]:
     """Requirements of each extra, as the installed trueport declares them."""
     try:
-        names = metadata.metadata("trueport").get_all("Provides-Extra") or []
+        names = set(metadata.metadata("trueport").get_all("Provides-Extra") or []) - NOT_USED_YET
         lines = metadata.requires("trueport") or []
     except metadata.PackageNotFoundError:
         return {}
-    return {name: [line for line in lines if re.search(rf"extra\s*==\s*['\"]{name}['\"]", line)] for name in names}
+    return {
+        name: [line for line in lines if re.search(rf"extra\s*==\s*['\"]{name}['\"]", line)] for name in sorted(names)
+    }
 
 
 # Trying things in another process

@@ -7,6 +7,7 @@ interrupted one goes on. The keys are in `stages.json` of the run folder.
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from trueport.runtime.atomic import refuse_foreign_folder, write_bytes
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, graph_file
@@ -22,7 +25,7 @@ from trueport.runtime.manifest import MANIFEST
 from trueport.runtime.session import load
 
 from . import run_folder
-from .bench import BatchBench, BenchReport, bench
+from .bench import LOUD, BatchBench, BenchReport, bench
 from .check import CheckReport, check, check_summary
 from .console import Table
 from .data import open_dataset
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 STAGES = ("train", "export", "check", "bench", "report")
-RECORD, REPORT = "stages.json", "report.html"
+RECORD, REPORT, SAMPLE = "stages.json", "report.html", "sample.png"
 BUNDLE = "bundle"
 CHECK_JSON, BENCH_JSON = f"{BUNDLE}/reports/check.json", f"{BUNDLE}/reports/bench.json"
 
@@ -120,14 +123,16 @@ def run_stages(
 def outcome_table(outcome: Outcome) -> Table:
     """What a person wants to know at the end, a sample prediction included."""
     info, checked, timed = outcome.run.info, outcome.check, outcome.bench
+    busy = timed.other_load or 0
     rows = [
         ("model", f"{info.arch}, {info.parameters:,} parameters, {len(info.labels)} classes"),
         ("accuracy", f"{info.test_accuracy:.2%} on {info.test_count} held-out test pictures"),
         ("faithful", check_summary(checked)),
         *(("speed", _speed(result)) for result in timed.batches),
+        *([("", f"other work took {busy:.0%} of the processor: time again on a quiet machine")] if busy > LOUD else []),
         ("bundle", str(outcome.bundle.path)),
         ("report", str(outcome.report)),
-        ("sample", _sample(outcome.bundle)),
+        ("sample", _sample(outcome)),
     ]
     return Table(title=outcome.bundle.manifest.name, columns=("", ""), rows=tuple(rows))
 
@@ -140,13 +145,22 @@ def _speed(result: BatchBench) -> str:
     return f"{told}, {paired.ratio:.1f}x the original ({paired.ratio_low:.1f} to {paired.ratio_high:.1f})"
 
 
-def _sample(bundle: Bundle) -> str:
-    """The first held-out picture, classified by the port."""
-    sample = bundle.evaluation()
+def _sample(outcome: Outcome) -> str:
+    """The first held-out picture, as the port classifies its file."""
+    picture, bundle = outcome.run.path / SAMPLE, outcome.bundle
     with load(bundle.path) as session:
-        best = session.predictions(session.run(sample.images[:1]), top=1)[0]
-    truth = bundle.manifest.labels[sample.labels[0]]
-    return f"a picture of class {truth!r} is taken for {best.label!r} ({best.score:.1%})"
+        best = session.classify(picture, top=1)[0]
+    truth = bundle.manifest.labels[bundle.evaluation().labels[0]]
+    return f"{picture}, a held-out picture of {truth!r}, is taken for {best.label!r} ({best.score:.1%})"
+
+
+def _write_sample(path: Path, image: NDArray[np.uint8]) -> None:
+    """A prepared picture (H, W, C) as a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def _train(job: Job) -> None:
@@ -200,9 +214,10 @@ def _report(job: Job, run: Run, bundle: Bundle, checked: CheckReport, benched: B
         from .report import write_report
 
         write_report(job.out / REPORT, run, bundle, checked, benched)
+        _write_sample(job.out / SAMPLE, bundle.evaluation().images[0])
 
     inputs = [run_folder.file_sha256(job.out / file) for file in (run_folder.RUN, CHECK_JSON, BENCH_JSON)]
-    job.stage("report", inputs, (REPORT,), work)
+    job.stage("report", inputs, (REPORT, SAMPLE), work)
 
 
 def _records(out: Path) -> dict[str, StageRecord]:

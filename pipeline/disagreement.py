@@ -1,0 +1,140 @@
+"""Port and original on the evaluation slice: where they differ most, and what neither gets right."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trueport.runtime.bundle import Bundle, Evaluation
+from trueport.runtime.runner import run_in_batches
+from trueport.runtime.runners import open_runner
+
+from .wording import number, percent
+
+LARGEST_PX = 160
+"""Pictures larger than this are shown smaller."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one side says of a picture."""
+
+    label: str
+    score: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of the evaluation slice with both answers."""
+
+    index: int
+    source: str
+    """PNG as a data URI."""
+    pixelated: bool
+    label: str
+    original: Answer
+    port: Answer
+    difference: str
+    """Largest absolute difference of its logits."""
+    flip: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Both sides on the evaluation slice: logits (N, K) as float64, labels (N,)."""
+
+    labels: NDArray[np.int64]
+    original: NDArray[np.float64]
+    port: NDArray[np.float64]
+
+    @property
+    def differences(self) -> NDArray[np.float64]:
+        """(N, K), absolute; NaN where the port answers NaN."""
+        return np.abs(self.port - self.original)
+
+    @property
+    def largest(self) -> NDArray[np.float64]:
+        """(N,): of each picture; infinite where the port's answer is no number."""
+        largest: NDArray[np.float64] = np.nan_to_num(self.differences, nan=np.inf, posinf=np.inf).max(axis=1)
+        return largest
+
+    @property
+    def flips(self) -> NDArray[np.bool_]:
+        """(N,): whether the best class differs."""
+        flips: NDArray[np.bool_] = self.port.argmax(1) != self.original.argmax(1)
+        return flips
+
+    def worst(self) -> list[int]:
+        """Pictures on which the two differ at all: flips first, then by the largest difference."""
+        order = np.lexsort((-self.largest, ~self.flips))
+        return [index for index in order.tolist() if self.largest[index] > 0]
+
+    def both_wrong(self) -> list[int]:
+        """Pictures that neither gets right, those the original is surest of first."""
+        wrong = (self.port.argmax(1) != self.labels) & (self.original.argmax(1) != self.labels)
+        sure = softmax(self.original).max(axis=1)
+        return [index for index in np.argsort(-sure, kind="stable").tolist() if wrong[index]]
+
+    def confusion(self) -> NDArray[np.int64]:
+        """(K, K): pictures of each true class (row) by the port's answer (column)."""
+        matrix = np.zeros((self.port.shape[1],) * 2, np.int64)
+        np.add.at(matrix, (self.labels, self.port.argmax(1)), 1)
+        return matrix
+
+
+def answers_of_both(bundle: Bundle, evaluation: Evaluation, runner: str, variant: str) -> Answers:
+    """Ask the port anew; the original's answers are those that were recorded. Raises as `open_runner` does."""
+    opened = open_runner(bundle, runner, variant)
+    try:
+        port = run_in_batches(opened, evaluation.images)
+    finally:
+        opened.close()
+    return Answers(evaluation.labels, evaluation.logits.astype(np.float64), port.astype(np.float64))
+
+
+def samples(
+    indices: Iterable[int], answers: Answers, images: NDArray[np.uint8], labels: Sequence[str]
+) -> Iterator[Sample]:
+    """These pictures of the slice, ready to be shown."""
+    for index in indices:
+        pixels, true = images[index], int(answers.labels[index])
+        yield Sample(
+            index=index,
+            source=data_uri(pixels),
+            pixelated=max(pixels.shape[:2]) < LARGEST_PX,
+            label=labels[true],
+            original=_answer(answers.original[index], true, labels),
+            port=_answer(answers.port[index], true, labels),
+            difference=number(float(answers.largest[index])),
+            flip=bool(answers.flips[index]),
+        )
+
+
+def _answer(logits: NDArray[np.float64], true: int, labels: Sequence[str]) -> Answer:
+    best = int(logits.argmax())
+    return Answer(labels[best], percent(float(softmax(logits)[best])), best == true)
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scores along the last axis; NaN where a logit is no finite number."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        scores: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def data_uri(pixels: NDArray[np.uint8]) -> str:
+    """uint8 (H, W, C) as a PNG to put into a page, no side above `LARGEST_PX`."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((LARGEST_PX, LARGEST_PX))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,322 @@
+"""The report's figures as inline SVG: text stays text, colours are the page's, same data gives the same bytes."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+from trueport.runtime.manifest import Bounds
+
+from .bench import BatchBench
+from .run_folder import EpochMetrics
+from .wording import number
+
+# Stand-ins that the page's own colours replace, so that dark mode and print need no second figure.
+INK, SOFT, LINE, ORIGINAL, PORT, WRONG, ACCENT = (f"#0{digit}0{digit}0{digit}" for digit in "1234567")
+COLOURS = {
+    INK: "currentColor",
+    SOFT: "var(--soft)",
+    LINE: "var(--line)",
+    ORIGINAL: "var(--original)",
+    PORT: "var(--port)",
+    WRONG: "var(--wrong)",
+    ACCENT: "var(--accent)",
+}
+WIDTH_PT = 340.0
+"""About a phone's width, so that type is as large there as was drawn, and larger elsewhere."""
+COUNTED_CLASSES = 30
+"""Up to so many classes every cell of the confusion matrix has its count in it."""
+LONGEST_TICK = 14
+"""Letters of a class name beside the matrix."""
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "trueport",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 9.5,
+    "axes.unicode_minus": True,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+def loss_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
+    """Loss of training and validation by epoch."""
+    best = next(line for line in metrics if line.epoch == best_epoch)
+    losses = [loss for line in metrics for loss in (line.train_loss, line.validation_loss)]
+
+    def draw(axes: Axes) -> None:
+        _curve(axes, metrics, "train_loss", "training", SOFT, "--")
+        _curve(axes, metrics, "validation_loss", "validation", ACCENT, "-")
+        if min(losses) > 0:
+            axes.set_yscale("log")
+            _plain_log(axes.yaxis, max(losses) / min(losses))
+        _best(axes, best_epoch, best.validation_loss)
+        axes.set_ylabel("loss (cross-entropy)")
+
+    alt = (
+        f"Loss over {len(metrics)} epochs: training from {number(metrics[0].train_loss)} to "
+        f"{number(metrics[-1].train_loss)}, validation from {number(metrics[0].validation_loss)} to "
+        f"{number(metrics[-1].validation_loss)}; {number(best.validation_loss)} at the best epoch, {best_epoch}."
+    )
+    return _svg("loss", alt, 215, draw)
+
+
+def accuracy_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
+    """Accuracy on the validation pictures by epoch."""
+    best = next(line for line in metrics if line.epoch == best_epoch)
+
+    def draw(axes: Axes) -> None:
+        _curve(axes, metrics, "validation_accuracy", "validation", ACCENT, "-")
+        _best(axes, best_epoch, best.validation_accuracy)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.set_ylabel("accuracy")
+
+    alt = (
+        f"Validation accuracy over {len(metrics)} epochs: from {metrics[0].validation_accuracy:.2%} to "
+        f"{metrics[-1].validation_accuracy:.2%}, {best.validation_accuracy:.2%} at the best epoch, {best_epoch}."
+    )
+    return _svg("accuracy", alt, 215, draw)
+
+
+def _curve(axes: Axes, metrics: Sequence[EpochMetrics], name: str, label: str, colour: str, line: str) -> None:
+    marker = "." if len(metrics) <= 12 else ""  # a single epoch makes no line
+    epochs, values = [line.epoch for line in metrics], [getattr(line, name) for line in metrics]
+    axes.plot(epochs, values, line, color=colour, marker=marker, linewidth=1.8, label=label)
+
+
+def _best(axes: Axes, epoch: int, value: float) -> None:
+    axes.axvline(epoch, color=SOFT, linewidth=1, linestyle=":")
+    axes.plot([epoch], [value], "D", color=ACCENT, markersize=6, label=f"best: epoch {epoch}", clip_on=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y")
+    _legend(axes, 3)
+
+
+def differences_svg(differences: NDArray[np.float64], bounds: Bounds) -> str:
+    """How far the port's logits are from the original's: a histogram of the absolute differences above zero, any shape.
+
+    Raises ValueError where none is finite and above zero.
+    """
+    finite = differences[np.isfinite(differences)]
+    shown = finite[finite > 0]
+    if not shown.size:
+        raise ValueError("expected a difference above zero, found none")
+    largest = float(shown.max())
+    # Floats differ by multiples of powers of two: bins of any other width would show gaps that mean nothing.
+    last = math.ceil(math.log2(largest)) + (math.log2(largest) == math.ceil(math.log2(largest)))
+    first = max(math.floor(math.log2(float(shown.min()))), last - 40)
+    edges = 2.0 ** np.arange(first, last + 1)
+    counts, _ = np.histogram(np.maximum(shown, edges[0]), edges)
+    beyond = largest > bounds.max_abs
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.bar(
+            edges[:-1],
+            100 * counts / differences.size,
+            np.diff(edges),
+            align="edge",
+            color=PORT,
+            alpha=0.6,
+            linewidth=0,
+        )
+        axes.axvline(bounds.noise_max_abs, color=SOFT, linestyle=":", linewidth=1.8, label="original's own noise")
+        axes.axvline(largest, color=WRONG if beyond else PORT, linewidth=1.8, label="largest here")
+        axes.axvline(bounds.max_abs, color=INK, linestyle="--", linewidth=1.8, label="allowed")
+        if beyond:
+            axes.axvspan(bounds.max_abs, edges[-1], color=WRONG, alpha=0.15, linewidth=0)
+        axes.set_xlim(edges[0] / 2, 3 * max(edges[-1], bounds.max_abs))
+        _plain_log(axes.xaxis, edges[-1] / edges[0])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
+        axes.set_xlabel("absolute difference of a logit")
+        axes.set_ylabel("share of logits")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        _legend(axes, 3)
+
+    side = "beyond" if beyond else "within"
+    alt = (
+        f"Histogram of the absolute differences between the logits of port and original, on a logarithmic scale. The "
+        f"largest is {number(largest)}, {side} the allowed {number(bounds.max_abs)}; the original's own noise reaches "
+        f"{number(bounds.noise_max_abs)}."
+    )
+    return _svg("differences", alt, 225, draw)
+
+
+def latency_svg(batches: Sequence[BatchBench]) -> str:
+    """Time of one call by batch size, original beside port: median, and from the fastest to the 90th percentile."""
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        longest = 0.0
+        for row, result in enumerate(batches):
+            sides = [(result.paired.a, -0.17, "o", ORIGINAL)] if result.paired else []
+            for side, shift, marker, colour in (*sides, (result.port, 0.17 if sides else 0.0, "s", PORT)):
+                name = ("port" if side is result.port else "original") if row == 0 else None
+                right = max(side.p90_ms or side.median_ms, side.median_ms)
+                axes.plot([side.min_ms, right], [row + shift] * 2, color=colour, linewidth=2, alpha=0.6)
+                axes.plot([side.median_ms], [row + shift], marker, color=colour, markersize=6, label=name)
+                axes.annotate(
+                    f"{number(side.median_ms)} ms", (right, row + shift), (7, 0),
+                    textcoords="offset points", va="center", fontsize=8.5,
+                )  # fmt: skip
+                longest = max(longest, right)
+        axes.set_xlim(right=axes.get_xlim()[1] * (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.35)
+        _rows(axes, batches)
+        _plain_log(axes.xaxis, axes.get_xlim()[1] / axes.get_xlim()[0])
+        axes.set_xlabel("milliseconds for one call")
+        _legend(axes, 2)
+
+    told = (
+        f"batch {result.batch}: "
+        + (f"original {number(result.paired.a.median_ms)}, " if result.paired else "")
+        + f"port {number(result.port.median_ms)}"
+        for result in batches
+    )
+    return _svg("latency", f"Median milliseconds for one call. {'; '.join(told)}.", 90 + 48 * len(batches), draw)
+
+
+def speedup_svg(batches: Sequence[BatchBench]) -> str:
+    """How many times faster the port is, with 95 % intervals, over what noise alone could show."""
+    shown = [(result.batch, result.paired) for result in batches if result.paired]
+
+    def draw(axes: Axes) -> None:
+        axes.set_xscale("log")
+        for row, (_, paired) in enumerate(shown):
+            axes.add_patch(
+                Rectangle(
+                    (1 / (1 + paired.noise), row - 0.3), 1 + paired.noise - 1 / (1 + paired.noise), 0.6,
+                    facecolor=SOFT, alpha=0.3, linewidth=0, label=None if row else "noise",
+                )
+            )  # fmt: skip
+            axes.plot([paired.ratio_low, paired.ratio_high], [row] * 2, "|-", color=PORT, linewidth=2, markersize=9)
+            axes.plot([paired.ratio], [row], "s", color=PORT, markersize=7, label=None if row else "times faster")
+            axes.annotate(
+                f"{paired.ratio:.3g}×", (paired.ratio, row), (0, 9),
+                textcoords="offset points", ha="center", fontsize=8.5,
+            )  # fmt: skip
+        axes.axvline(1, color=INK, linestyle="--", linewidth=1.4, label="as fast")
+        reach = [value for _, paired in shown for value in (paired.ratio_low, paired.ratio_high, 1 + paired.noise)]
+        axes.set_xlim(min(0.7, *(0.8 / value for value in reach[2::3]), *reach), 1.4 * max(1.5, *reach))
+        _rows(axes, [result for result in batches if result.paired])
+        _plain_log(axes.xaxis, axes.get_xlim()[1] / axes.get_xlim()[0])
+        axes.set_xlabel("times faster than the original")
+        _legend(axes, 3)
+
+    told = (
+        f"batch {batch}: {paired.ratio:.3g} times, interval {paired.ratio_low:.3g} to {paired.ratio_high:.3g}"
+        for batch, paired in shown
+    )
+    return _svg("speedup", f"How many times faster the port is. {'; '.join(told)}.", 90 + 48 * len(shown), draw)
+
+
+def _rows(axes: Axes, batches: Sequence[BatchBench]) -> None:
+    axes.set_yticks(range(len(batches)), [f"batch {result.batch}" for result in batches])
+    axes.set_ylim(len(batches) - 0.4, -0.6)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
+    """A confusion matrix (K, K): true classes are rows, answers columns; a stronger colour is a larger share."""
+    classes, right, total = len(labels), int(np.trace(matrix)), int(matrix.sum())
+    names = [label if len(label) <= LONGEST_TICK else f"{label[: LONGEST_TICK - 1]}…" for label in labels]
+    cell_pt = max(9.5, min(26.0, 260 / classes))
+    rotated = max(map(len, names)) > 2
+    counted = classes <= COUNTED_CLASSES
+    size = min(9.5, cell_pt * 0.68)
+    side = cell_pt * classes + 40 + size * 0.62 * max(map(len, names))
+
+    def draw(axes: Axes) -> None:
+        for true, answer in np.argwhere(matrix).tolist():
+            count = matrix[true, answer]
+            strength = 0.2 + 0.4 * float(count) / float(matrix[true].sum())
+            colour = PORT if true == answer else WRONG
+            axes.add_patch(Rectangle((answer - 0.5, true - 0.5), 1, 1, facecolor=colour, alpha=strength, linewidth=0))
+            if counted:
+                weight = "normal" if true == answer else "bold"
+                axes.text(answer, true, str(count), ha="center", va="center_baseline", fontsize=size, fontweight=weight)
+        axes.set_xlim(-0.5, classes - 0.5)
+        axes.set_ylim(classes - 0.5, -0.5)
+        axes.set_aspect("equal")
+        axes.set_xticks(range(classes), names, rotation=90 if rotated else 0, fontsize=size)
+        axes.set_yticks(range(classes), names, fontsize=size)
+        axes.tick_params(length=0)
+        edges = np.arange(1, classes) - 0.5
+        axes.hlines(edges, -0.5, classes - 0.5, color=LINE, linewidth=0.5)
+        axes.vlines(edges, -0.5, classes - 0.5, color=LINE, linewidth=0.5)
+        axes.spines[:].set_visible(True)
+        axes.set_xlabel("answer of the port")
+        axes.set_ylabel("true class")
+
+    alt = f"Confusion matrix of {classes} classes: {right} of {total} pictures are on the diagonal, answered rightly."
+    return _svg("confusion", alt, side, draw, width_pt=max(WIDTH_PT if classes <= 10 else 0, side))
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    figure = axes.get_figure()
+    if isinstance(figure, Figure):
+        figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, borderaxespad=0)
+
+
+def _plain_log(axis: Any, spread: float) -> None:
+    """Ticks of a logarithmic axis as plain numbers: at every 1, 2 and 5 where few decades are shown."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if spread < 50 else (1.0,), numticks=7))
+    axis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: number(float(f"{value:.6g}")).removeprefix("1.00\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}")
+        )
+    )
+    axis.set_minor_locator(NullLocator())
+
+
+def _svg(name: str, alt: str, height_pt: float, draw: Callable[[Axes], None], width_pt: float = WIDTH_PT) -> str:
+    """Draw into a figure of its own and cut out the element; ids get the name, as all figures share one page."""
+    buffer = io.StringIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # The browser has fonts that matplotlib does not know; only its guess of their width is off.
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph .* missing")
+        figure = Figure((width_pt / 72, height_pt / 72), layout="constrained")
+        draw(figure.add_subplot())
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    body = text[text.index(">") + 1 :]
+    for stand_in, colour in COLOURS.items():
+        body = body.replace(f": {stand_in}", f": {colour}")
+    body = re.sub(r'<g id="[^"]*">', "<g>", body)
+    body = re.sub(r'(\bid="|\burl\(#|href="#)', rf"\g<1>{name}-", body)
+    body = re.sub(r" font-family: [^;]*;|\s*transform=\"rotate\(-0 [^)]*\)\"", "", body)  # the page sets the family
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'aria-label="{escape(alt)}" viewBox="0 0 {width_pt:g} {height_pt:g}" width="{width_pt:g}pt" '
+        f'height="{height_pt:g}pt">{body}'
+    )

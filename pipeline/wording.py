@@ -1,0 +1,157 @@
+"""Verdicts, measurements and machines in words: what people read in place of the names that machines read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from trueport.runtime.machine import Machine
+from trueport.runtime.verdict import Verdict
+
+from .check import CheckReport
+
+MEANINGS = {
+    "parity": "The port computes the original's numbers, up to the rounding that the original itself shows.",
+    "batch invariance": "The answer for a picture does not depend on which others share its batch, or on its place.",
+    "preprocessing": "The same file becomes the same pixels here as it did at export.",
+    "accuracy": "On held-out pictures the port is right as often as the original; only ties may go either way.",
+    "recording": "The original, rebuilt here, still answers what was recorded at export: a reference to rely on.",
+}
+MEASURES = {
+    "max_abs": ("largest difference of a logit", ""),
+    "rms": ("root mean square difference", ""),
+    "max_rel": ("largest difference as a share of the largest logit", ""),
+    "snr_db": ("signal-to-noise ratio", "dB"),
+    "top1_agreement": ("same best class", "%"),
+    "top5_agreement": ("overlap of the best five classes", "%"),
+    "max_levels": ("largest difference of a pixel, in levels of 255", ""),
+    "undecodable": ("golden pictures that can't be decoded", ""),
+    "top1_original": ("accuracy of the original", "%"),
+    "top1_port": ("accuracy of the port", "%"),
+    "drop_points": ("accuracy lost, in points", ""),
+    "drop_low": ("lower end of its 95 % interval", ""),
+    "drop_high": ("upper end of its 95 % interval", ""),
+    "lost": ("pictures that only the original gets right", ""),
+    "won": ("pictures that only the port gets right", ""),
+    "mcnemar_p": ("chance of flips so uneven if both were equally good", ""),
+}
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One measurement beside what was allowed."""
+
+    words: str
+    measured: str
+    allowed: str
+    share: float | None
+    """Measured over allowed; None where that is no number."""
+    crossed: bool
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A verdict in words."""
+
+    name: str
+    status: str
+    subject: str
+    meaning: str
+    detail: str
+    limits: tuple[Limit, ...]
+    others: tuple[tuple[str, str], ...]
+    """What was measured besides: words and value."""
+
+
+def headline(check: CheckReport) -> tuple[str, str]:
+    """Status and sentence of all gates together; a gate that was not run is never among the passed."""
+    counts = Counter(verdict.status for verdict in check.verdicts)
+    passed, failed, missing = counts["passed"], counts["failed"], counts["not run"]
+    unproven = f"; {_gates(missing)} not run" if missing else ""
+    if failed:
+        return "failed", f"{failed} of {_gates(passed + failed)} failed{unproven}"
+    if not passed:
+        return "not run", "No gate was run: nothing is proven"
+    if missing:
+        return "passed", f"{_gates(passed)} passed{unproven}"
+    return "passed", f"All {_gates(passed)} passed" if passed > 1 else "The one gate passed"
+
+
+def _gates(count: int) -> str:
+    return f"{count} gate{'s' if count != 1 else ''}"
+
+
+def gate_from_verdict(verdict: Verdict) -> Gate:
+    """A verdict in words, in the order it was measured."""
+    subject = "" if verdict.runner in {"-", verdict.variant} else f"{verdict.variant} on {verdict.runner}"
+    others = tuple(_measured(name, value) for name, value in verdict.measured.items() if name not in verdict.allowed)
+    return Gate(
+        name=verdict.gate,
+        status=verdict.status,
+        subject=subject,
+        meaning=MEANINGS.get(verdict.gate, ""),
+        detail=verdict.detail,
+        limits=tuple(_limit(verdict, name, allowed) for name, allowed in verdict.allowed.items()),
+        others=others,
+    )
+
+
+def _limit(verdict: Verdict, name: str, allowed: float) -> Limit:
+    value = verdict.measured[name]
+    share = value / allowed if value is not None and allowed > 0 else None
+    words, measured = _measured(name, value)
+    return Limit(words, measured, _measured(name, allowed)[1], share, name in verdict.would_pass)
+
+
+def _measured(name: str, value: float | None) -> tuple[str, str]:
+    """Words and value of a measurement; one without words of its own has its name."""
+    words, unit = MEASURES.get(name, (name.replace("_", " "), ""))
+    if name.startswith("batch_"):
+        words = f"largest difference of a logit, batch {name.removeprefix('batch_')}"
+    if name == "snr_db" and value is None:
+        return words, "infinite, or not a number"
+    told = f"{value:.2f}" if unit == "%" and value is not None else number(value)
+    return words, f"{told}\N{NO-BREAK SPACE}{unit}" if unit and value is not None else told
+
+
+def number(value: float | None) -> str:
+    """Three significant digits; powers of ten where that is easier to read. None: not a number."""
+    if value is None or math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "infinite"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        whole = float(value).is_integer() or abs(value) >= 100
+        return (f"{value:,.0f}" if whole else f"{value:.3g}").replace("-", "−")
+    mantissa, _, exponent = f"{value:.2e}".partition("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace(" ", "\N{NO-BREAK SPACE}").replace(
+        "-", "−"
+    )
+
+
+def machine_words(machine: Machine) -> str:
+    """Processor, cores and GPUs in one line."""
+    gpus = "".join(f", {gpu.name}" for gpu in machine.gpus)
+    return f"{machine.cpu}, {machine.cores} core{'s' if machine.cores != 1 else ''}{gpus}"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 with two decimals; what is not quite all is not rounded up to it."""
+    if math.isnan(share):
+        return "not a number"
+    text = f"{100 * share:.2f}"
+    if text == "100.00" and share < 1:
+        text = "> 99.99"
+    return f"{text}\N{NO-BREAK SPACE}%"
+
+
+def size(count: int) -> str:
+    """Bytes in decimal units, three digits."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.3g}\N{NO-BREAK SPACE}{unit}"
+    return f"{count} bytes"

@@ -1,0 +1,152 @@
+"""A folder of class folders: what is found, what is passed over, what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trueport.pipeline.data import Folder, dataset_names, open_dataset, prepared, verify
+from trueport.runtime.errors import UsageError
+from trueport.runtime.manifest import Preprocessing
+from trueport.runtime.preprocessing import prepare
+
+
+def picture(path: Path, value: int = 0, mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 256, (24, 20, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    root = tmp_path / "pets"
+    for index in range(3):
+        picture(root / "dog" / f"{index}.png", index)
+        picture(root / "cat" / f"{index}.jpg", 10 + index)
+    picture(root / "cat" / "indoors" / "9.webp", 99)
+    return root
+
+
+def test_classes_ids_and_labels(pets: Path) -> None:
+    dataset = open_dataset(pets)
+    assert dataset.name == "pets"
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.ids == (
+        *("cat/0.jpg", "cat/1.jpg", "cat/2.jpg", "cat/indoors/9.webp"),
+        *("dog/0.png", "dog/1.png", "dog/2.png"),
+    )
+    assert dataset.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert dataset.image(4).size == (20, 24)
+    verify(dataset)
+
+
+def test_hidden_files_are_passed_over_and_others_counted(pets: Path) -> None:
+    before = open_dataset(pets)
+    (pets / ".cache").mkdir()
+    (pets / "dog" / ".DS_Store").write_bytes(b"x")
+    (pets / "dog" / "Thumbs.db").write_bytes(b"x")
+    (pets / "dog" / "notes.txt").write_text("x")
+    after = Folder(pets)
+    assert after.ids == before.ids
+    assert after.fingerprint == before.fingerprint
+    assert after.ignored == ("dog/notes.txt",)
+
+
+def test_the_fingerprint_follows_contents_names_and_classes_not_place(pets: Path, tmp_path: Path) -> None:
+    original = open_dataset(pets).fingerprint
+    copy = tmp_path / "elsewhere" / "pets"
+    shutil.copytree(pets, copy)
+    assert open_dataset(copy).fingerprint == original
+    (copy / "dog" / "0.png").rename(copy / "dog" / "7.png")
+    renamed = open_dataset(copy).fingerprint
+    (copy / "dog" / "7.png").rename(copy / "dog" / "0.png")
+    (copy / "dog").rename(copy / "fox")
+    relabelled = open_dataset(copy).fingerprint
+    (copy / "fox").rename(copy / "dog")
+    assert open_dataset(copy).fingerprint == original
+    picture(copy / "dog" / "0.png", 77)
+    assert len({original, renamed, relabelled, open_dataset(copy).fingerprint}) == 4
+
+
+def test_grey_only_where_every_picture_is(pets: Path, tmp_path: Path) -> None:
+    assert not open_dataset(pets).grey
+    for index in range(2):
+        picture(tmp_path / "scans" / "a" / f"{index}.png", index, "L")
+        picture(tmp_path / "scans" / "b" / f"{index}.jpg", index, "L")
+    assert open_dataset(tmp_path / "scans").grey
+    picture(tmp_path / "scans" / "b" / "2.png", 2)
+    assert not open_dataset(tmp_path / "scans").grey
+
+
+def test_empty_class_folders_are_refused_by_name(pets: Path) -> None:
+    (pets / "fish").mkdir()
+    (pets / "owl").mkdir()
+    (pets / "owl" / "1.heic").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"no pictures in the class folders fish, owl of .*, only \.heic files"):
+        open_dataset(pets)
+
+
+def test_folders_of_another_layout_are_refused(pets: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no class folders \(3 pictures lie directly in it\)"):
+        open_dataset(pets / "dog")
+    with pytest.raises(UsageError, match="one class folder pets"):
+        open_dataset(tmp_path)
+    for part in ("train", "val"):
+        shutil.copytree(pets, tmp_path / "parted" / part)
+    with pytest.raises(UsageError, match="train, val, which are parts and not classes"):
+        open_dataset(tmp_path / "parted")
+    with pytest.raises(UsageError, match="is not a folder"):
+        open_dataset(pets / "dog" / "0.png")
+    with pytest.raises(UsageError, match="there is no folder"):
+        open_dataset(tmp_path / "nowhere")
+
+
+def test_broken_pictures_are_all_named_in_one_sentence(pets: Path) -> None:
+    whole = (pets / "dog" / "0.png").read_bytes()
+    (pets / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
+    jpeg = (pets / "cat" / "1.jpg").read_bytes()
+    (pets / "cat" / "1.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (pets / "dog" / "1.png").write_bytes(b"")
+    (pets / "dog" / "2.png").write_text("not a picture")
+    dataset = open_dataset(pets)
+    for act in (
+        lambda: verify(dataset),
+        lambda: prepared(dataset, np.arange(7), Preprocessing(height=8, width=8)),
+    ):
+        with pytest.raises(UsageError, match="4 of 7 pictures of pets can't be used: ") as caught:
+            act()
+        message = str(caught.value)
+        assert "cat/1.jpg" in message
+        assert "dog/0.png" in message
+        assert "dog/1.png (the picture is empty)" in message
+        assert "and 1 more" in message
+        assert "\n" not in message
+
+
+def test_prepared_is_the_preprocessing_that_ships(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = open_dataset(pets)
+    preprocessing = Preprocessing(height=12, width=10, resize="shorter-side", resize_to=14, resample="bicubic")
+    done: list[int] = []
+    pictures = prepared(dataset, np.array([5, 0, 5]), preprocessing, done.append)
+    expected = np.stack([prepare(pets / name, preprocessing) for name in ("dog/1.png", "cat/0.jpg", "dog/1.png")])
+    assert pictures.dtype == np.uint8
+    assert np.array_equal(pictures, expected)
+    assert sum(done) == 3
+    monkeypatch.setattr("trueport.pipeline.data.tensors.IN_MEMORY_BYTES", 1)
+    on_disk = prepared(dataset, np.array([5, 0, 5]), preprocessing, scratch=tmp_path)
+    assert isinstance(on_disk, np.memmap)
+    assert np.array_equal(on_disk, expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_unknown_names_list_near_choices() -> None:
+    assert "digits" in dataset_names()
+    with pytest.raises(UsageError, match="did you mean digits"):
+        open_dataset("digit")
+    with pytest.raises(UsageError, match="known: digits"):
+        open_dataset("zzz")

@@ -1,0 +1,172 @@
+"""Batches, augmentation, learning rate, optimizer and what a recipe leaves open."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trueport.pipeline.data import open_dataset
+from trueport.pipeline.learning import Labelled, batches, derived_seed, evaluate, learning_rate, new_optimizer, shifted
+from trueport.pipeline.progress import SECONDS_BETWEEN_LINES, Lines
+from trueport.pipeline.recipe import TrainSection, recipe_from_table
+from trueport.pipeline.resolve import resolve
+from trueport.runtime.errors import UsageError
+
+
+def labelled(count: int) -> Labelled:
+    images = torch.arange(count * 12, dtype=torch.int64).to(torch.uint8).reshape(count, 3, 4, 1)
+    return Labelled(images, torch.arange(count))
+
+
+def test_batches_hold_every_sample_once_and_the_last_is_smaller() -> None:
+    section = TrainSection(batch_size=4)
+    found = list(batches(labelled(10), section, epoch=1))
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    labels = torch.cat([batch.labels for batch in found])
+    assert sorted(labels.tolist()) == list(range(10))
+    assert labels.tolist() != list(range(10))
+    for batch in found:
+        assert torch.equal(batch.images, labelled(10).images[batch.labels])
+
+
+def test_order_and_shifts_follow_seed_and_epoch_alone() -> None:
+    data = Labelled(torch.randint(0, 256, (10, 9, 9, 1), dtype=torch.uint8), torch.arange(10))
+
+    def epoch_of(section: TrainSection, epoch: int) -> tuple[list[int], torch.Tensor]:
+        found = list(batches(data, section, epoch))
+        labels = torch.cat([batch.labels for batch in found])
+        return labels.tolist(), torch.cat([batch.images for batch in found])[labels.argsort()]
+
+    section = TrainSection(batch_size=3, shift_px=2)
+    order, images = epoch_of(section, 1)
+    again, same = epoch_of(section, 1)
+    assert order == again
+    assert torch.equal(images, same)
+    for other in (epoch_of(section, 2), epoch_of(TrainSection(batch_size=3, shift_px=2, seed=1), 1)):
+        assert other[0] != order
+        assert not torch.equal(other[1], images)
+    _, in_other_batches = epoch_of(TrainSection(batch_size=7, shift_px=2), 1)
+    assert torch.equal(in_other_batches, images)
+
+
+def test_shifted_moves_each_picture_and_repeats_its_border() -> None:
+    image = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8)
+    images = image.reshape(1, 3, 3, 1).repeat(3, 1, 1, 2)
+    moved = shifted(images, torch.tensor([[0, 0], [1, 0], [0, -2]]))
+    assert moved.dtype == torch.uint8
+    assert moved[..., 0].tolist() == moved[..., 1].tolist()
+    assert moved[0, ..., 0].tolist() == image.tolist()
+    assert moved[1, ..., 0].tolist() == [[1, 2, 3], [1, 2, 3], [4, 5, 6]]
+    assert moved[2, ..., 0].tolist() == [[3, 3, 3], [6, 6, 6], [9, 9, 9]]
+
+
+def test_shifts_reach_every_place_allowed_and_no_other() -> None:
+    image = torch.zeros(1, 11, 11, 1, dtype=torch.uint8)
+    image[0, 5, 5] = 255
+    data = Labelled(image.repeat(500, 1, 1, 1), torch.zeros(500, dtype=torch.int64))
+    images = torch.cat([batch.images for batch in batches(data, TrainSection(shift_px=1), 1)])
+    places = {tuple(place[1:3]) for place in images.nonzero().tolist()}
+    assert places == {(row, column) for row in (4, 5, 6) for column in (4, 5, 6)}
+
+
+def test_the_learning_rate_warms_up_and_falls_by_a_cosine() -> None:
+    section = TrainSection(epochs=4, warmup_epochs=1, learning_rate=2.0)
+    rates = [learning_rate(section, step, 10) for step in range(1, 41)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[25] == pytest.approx(1.0)
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
+    assert 0 < rates[-1] < 0.01
+    constant = TrainSection(epochs=4, warmup_epochs=0.5, learning_rate=2.0, schedule="constant")
+    assert [learning_rate(constant, step, 10) for step in (5, 6, 40)] == [2.0, 2.0, 2.0]
+    unwarmed = TrainSection(epochs=1, warmup_epochs=0, learning_rate=2.0)
+    assert learning_rate(unwarmed, 1, 1) == 2.0
+    endless = TrainSection(epochs=1, warmup_epochs=5, learning_rate=2.0)
+    assert learning_rate(endless, 10, 10) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD")])
+def test_the_optimizer_is_the_one_asked_for(name: str, kind: str) -> None:
+    section = TrainSection(optimizer=name, weight_decay=0.25, momentum=0.5)  # type: ignore[arg-type]
+    optimizer = new_optimizer(section, torch.nn.Linear(2, 2))
+    assert type(optimizer).__name__ == kind
+    assert optimizer.param_groups[0]["weight_decay"] == 0.25
+    assert optimizer.param_groups[0].get("momentum", 0.5) == 0.5
+
+
+def test_evaluate_counts_over_several_batches_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trueport.pipeline.learning.EVALUATION_BATCH", 3)
+
+    class Parity(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            odd = images.flatten(1)[:, 0] % 2 == 1
+            return torch.stack([torch.where(odd, -50.0, 50.0), torch.where(odd, 50.0, -50.0)], 1)
+
+    images = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1)
+    labels = torch.tensor([0, 1, 0, 1, 0, 1, 1, 0])
+    loss, accuracy = evaluate(Parity(), Labelled(images, labels), torch.device("cpu"))
+    assert accuracy == 0.75
+    assert loss == pytest.approx(2 / 8 * 100)
+
+
+def test_derived_seeds_differ_by_every_part() -> None:
+    seeds = {derived_seed(seed, purpose, epoch) for seed in (0, 1) for purpose in ("a", "b") for epoch in (1, 11)}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derived_seed(0, "order", 1) == 1332101017241992705
+
+
+def test_resolve_takes_size_from_the_architecture_and_mode_from_the_data() -> None:
+    digits = open_dataset("digits")
+    preprocessing, normalisation = resolve(recipe_from_table({"name": "x"}), digits)
+    assert preprocessing.shape == (32, 32, 1)
+    assert normalisation.mean == (0.5,)
+    asked = recipe_from_table({"name": "x", "preprocessing": {"mode": "RGB", "mean": [0.25]}})
+    preprocessing, normalisation = resolve(asked, digits)
+    assert preprocessing.shape == (32, 32, 3)
+    assert normalisation.mean == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"preprocessing": {"size": 48}}, "lenet takes 32 x 32 pictures and no others, found preprocessing.size = 48"),
+        ({"preprocessing": {"mean": [0.1, 0.2, 0.3]}}, "mean and std need one value, or 1 for"),
+        ({"preprocessing": {"std": [0.0]}}, "std must be positive"),
+        ({"preprocessing": {"resize_to": 40}}, "resize_to goes with"),
+        ({"model": {"arch": "lennet"}}, "unknown architecture 'lennet': did you mean lenet"),
+    ],
+)
+def test_resolve_refuses_what_does_not_go_together(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        resolve(recipe_from_table({"name": "x", **changes}), open_dataset("digits"))
+
+
+def test_lines_come_at_a_moderate_pace_and_the_last_always() -> None:
+    import io
+
+    now, shown = [0.0], io.StringIO()
+    lines = Lines(shown, lambda: now[0])
+    lines.begin("training", 100)
+    for epoch in range(1, 11):
+        now[0] += SECONDS_BETWEEN_LINES / 4
+        lines.advance(10)
+        lines.report(f"epoch {epoch}", last=epoch == 10)
+    assert shown.getvalue().splitlines() == ["training: 100 pictures", "epoch 1", "epoch 5", "epoch 9", "epoch 10"]
+
+
+def test_the_normalisation_in_training_is_that_of_the_graph() -> None:
+    """Training feeds the very module that export writes out; here its input side is compared with the formula."""
+    from trueport.export.original import Original, served_module
+
+    preprocessing, normalisation = resolve(recipe_from_table({"name": "x"}), open_dataset("digits"))
+    original = Original(torch.nn.Flatten(), ("a", "b"), preprocessing, normalisation, "none")
+    images = torch.arange(1024, dtype=torch.int64).to(torch.uint8).reshape(1, 32, 32, 1)
+    expected = (images.numpy().astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    assert np.array_equal(served_module(original)(images).numpy(), expected.reshape(1, -1))
+    assert math.isclose(float(expected.max()), 1.0)
