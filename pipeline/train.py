@@ -198,7 +198,8 @@ def _learner(job: _Job, out: Path, device: torch.device) -> _Learner:
         _refuse_other_setup(out, checkpoint.state.setup, job.setup)
         if not (out / run_folder.WEIGHTS).exists():
             raise UsageError(
-                f"{out} has lost its {run_folder.WEIGHTS}, the best so far: restore it, or discard the run with --afresh (resume=False)"
+                f"{out} has lost its {run_folder.WEIGHTS}, the best so far: "
+                "restore it, or discard the run with --afresh (resume=False)"
             )
         run_folder.load_weights(job.original.module, checkpoint.model, last, job.original.labels)
         optimizer.load_state_dict(checkpoint.optimizer)

@@ -34,7 +34,8 @@ class Install:
         self.folder = folder
         self.work = folder / "work"
         self.work.mkdir(parents=True)
-        hidden = ("PYTHONPATH", "VIRTUAL_ENV")
+        # Bytecode is kept, so that not every command compiles what it imports.
+        hidden = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
         self.environment = {name: value for name, value in os.environ.items() if name not in hidden}
 
     def program(self, name: str) -> str:

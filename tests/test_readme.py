@@ -83,8 +83,8 @@ def shell(home: Path) -> Iterator[Shell]:
 def test_every_command_and_every_block_runs(shell: Shell) -> None:
     port = free_port()
     outputs = []
-    for language, text in blocks():
-        text = text.replace(SERVE_PORT, port)
+    for language, block in blocks():
+        text = block.replace(SERVE_PORT, port)
         if language == "python":
             outputs.append(shell.run(sys.executable, "-c", text))
             continue

@@ -21,11 +21,10 @@ from trueport.runtime.manifest import Normalisation, Preprocessing
 
 def original(module: nn.Module | None = None, channels: int = 1, size: int = 32) -> Original:
     torch.manual_seed(0)
-    mode = "L" if channels == 1 else "RGB"
     return Original(
         module or models.create("lenet", num_classes=10, channels=channels),
         tuple("0123456789"),
-        Preprocessing(height=size, width=size, mode=mode),
+        Preprocessing(height=size, width=size, mode="L" if channels == 1 else "RGB"),
         Normalisation((0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.4)[:channels]),
         "lenet",
     )

@@ -1,3 +1,5 @@
+"""bench: original against port, with fakes whose times are known."""
+
 from __future__ import annotations
 
 import sys

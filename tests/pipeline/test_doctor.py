@@ -1,3 +1,5 @@
+"""doctor: every finding, from probes that answer as told."""
+
 from __future__ import annotations
 
 import sys

@@ -1,3 +1,5 @@
+"""The report: one file, the numbers in it, nothing loaded from elsewhere."""
+
 from __future__ import annotations
 
 import hashlib

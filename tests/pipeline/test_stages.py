@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from trueport.pipeline import stages
+from trueport.pipeline.check import check
 from trueport.pipeline.recipe import Recipe
 from trueport.pipeline.stages import BENCH_JSON, CHECK_JSON, RECORD, REPORT, STAGES, Outcome, outcome_table, run_stages
 from trueport.runtime.bundle import WEIGHTS
@@ -128,10 +129,9 @@ def test_a_folder_of_something_else_is_not_touched(short: Recipe, tmp_path: Path
 
 def test_a_failed_gate_is_reported_to_the_end(own: Path, short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     (own / CHECK_JSON).unlink()
-    real = stages.check
 
     def failing(*arguments: object, **options: object) -> object:
-        report = real(*arguments, **options)  # type: ignore[arg-type]
+        report = check(*arguments, **options)  # type: ignore[arg-type]
         failed = msgspec.structs.replace(report.verdicts[0], status="failed")
         return msgspec.structs.replace(report, verdicts=(failed, *report.verdicts[1:]))
 
