@@ -22,7 +22,7 @@ fast: .venv/installed
 	$(BIN)/python -m pytest
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
-	$(BIN)/python tests/bench/numbers.py
+	$(BIN)/python tests/bench/figures.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

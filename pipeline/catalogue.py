@@ -6,6 +6,7 @@ from collections import Counter
 
 from .console import Table
 from .data import dataset_names, open_dataset, split, verify
+from .data.dataset import shortened
 from .resolve import catalogue
 
 
@@ -36,5 +37,6 @@ def split_table(source: str, validation: float, test: float, seed: int) -> Table
     counts = [Counter(data.labels[part].tolist()) for part in (parts.train, parts.validation, parts.test)]
     rows = [(name, *(str(count[label]) for count in counts)) for label, name in enumerate(data.classes)]
     rows.append(("all", *(str(count.total()) for count in counts)))
-    notes = (f"data {data.fingerprint}", f"split {parts.fingerprint}")
+    ignored = [f"passed over, as they are no pictures: {shortened(data.ignored)}"] if data.ignored else []
+    notes = (*ignored, f"data {data.fingerprint}", f"split {parts.fingerprint}")
     return Table(f"{data.name}, seed {seed}", ("class", "train", "validation", "test"), tuple(rows), notes)

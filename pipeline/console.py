@@ -35,7 +35,12 @@ def print_table(table: Table) -> None:
     from rich.text import Text
 
     shown = RichTable(
-        title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold"
+        title=table.title or None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(table.columns),
     )
     for name in table.columns:
         shown.add_column(name, overflow="fold")
@@ -43,9 +48,11 @@ def print_table(table: Table) -> None:
         shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     # Elsewhere than on a terminal nobody sees where a line ends: no wrapping at rich's default of 80 columns.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200, highlight=False)
-    console.print(shown)
-    for note in table.notes:
-        console.print(Text(note))
+    with console.capture() as captured:
+        console.print(shown)
+        for note in table.notes:
+            console.print(Text(note))
+    print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
 
 
 def emit_json(result: object, target: str | None) -> None:

@@ -83,6 +83,7 @@ class Bar:
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
         from rich.text import Text
 
         class Speed(ProgressColumn):
@@ -91,11 +92,11 @@ class Bar:
 
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=12),
             TaskProgressColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            Speed(),
-            TimeRemainingColumn(compact=True),
+            Speed(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             console=console,
             transient=True,
         )

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from trueport.runtime.errors import UsageError, unknown_name
-from trueport.runtime.manifest import Precision, Resample
+from trueport.runtime.manifest import ModelName, Precision, Resample
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -103,7 +103,8 @@ class BenchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The main job: train, export, check, bench, report."""
 
-    name: str
+    name: ModelName
+    """Also of the bundle, and in the server's addresses."""
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     preprocessing: PreprocessingSection = PreprocessingSection()
@@ -125,7 +126,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     Raises UsageError for an unknown name, an unreadable file, an unknown key or a value out of range.
     """
     path = Path(source)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         text = _read(path)
     elif str(source) in recipe_names():
         text = (resources.files("trueport.pipeline") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")

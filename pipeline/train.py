@@ -20,6 +20,7 @@ from trueport.runtime.errors import UsageError, missing_extra
 
 from . import run_folder
 from .data import Dataset, Split, open_dataset, prepared, split
+from .data.dataset import shortened
 from .progress import Progress, open_progress
 from .recipe import Recipe
 from .resolve import new_model, resolve
@@ -209,6 +210,8 @@ def _learner(job: _Job, out: Path, device: torch.device) -> _Learner:
 
 def _pictures(job: _Job, out: Path, progress: Progress) -> _Pictures:
     """All three parts, so that a broken picture is found before the first epoch."""
+    if ignored := job.dataset.ignored:
+        progress.say(f"passed over, as they are no pictures: {shortened(ignored)}")
     progress.begin(f"preparing {job.dataset.name}", len(job.dataset))
 
     def part(indices: Any) -> Labelled:

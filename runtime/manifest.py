@@ -5,13 +5,15 @@ The schema is versioned as one integer: a reader takes its own version and refus
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+"""Safe as a file name and in a URL."""
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 DType = Literal["uint8", "float16", "float32", "int64", "bytes"]
@@ -126,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The whole of manifest.json."""
 
     schema: int = SCHEMA
-    name: str
+    name: ModelName
     version: str
     task: Literal["classification"] = "classification"
     inputs: tuple[TensorSpec, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +28,10 @@ def train(
     from ..recipe import load_recipe, recipe_from_table
     from ..train import train as train_run
 
-    name = f"{arch}-{Path(data).name}"
-    changes = [*set_, f"model.arch={arch}", f"data.source={data}", *([f"train.device={device}"] if device else [])]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arch}-{Path(data).resolve().name}")
+    changes = [*set_, f"model.arch={dumps(arch)}", f"data.source={dumps(data)}"]
+    if device:
+        changes.append(f"train.device={dumps(device)}")
     loaded = load_recipe(recipe, changes) if recipe else recipe_from_table({"name": name}, changes)
     folder = out or Path("runs") / name
     info = train_run(loaded, folder, resume=not afresh)

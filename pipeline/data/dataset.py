@@ -30,6 +30,8 @@ class Dataset(ABC):
 
     def __init__(self, name: str, classes: Sequence[str], ids: Sequence[str], labels: Iterable[int]) -> None:
         self.name = name
+        self.ignored: tuple[str, ...] = ()
+        """Files that lie among the pictures and are none."""
         self.classes = tuple(classes)
         self.ids = tuple(ids)
         self.labels: Indices = np.fromiter(labels, np.int64, count=len(self.ids))
@@ -106,10 +108,14 @@ def verify(dataset: Dataset, done: Done | None = None) -> None:
 
 
 def _bad_pictures(dataset: Dataset, failures: list[tuple[str, ImageError]], total: int) -> UsageError:
-    shown = [f"{sample} ({error})" for sample, error in failures[:3]]
-    if len(failures) > len(shown):
-        shown.append(f"and {len(failures) - len(shown)} more")
+    told = shortened([f"{sample} ({error})" for sample, error in failures])
     return UsageError(
-        f"{len(failures)} of {total} pictures of {dataset.name} can't be used: {', '.join(shown)}: "
+        f"{len(failures)} of {total} pictures of {dataset.name} can't be used: {told}: "
         "repair them or move them out of the data"
     )
+
+
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """The first few of many, and how many more there are."""
+    more = [f"and {len(names) - shown} more"] if len(names) > shown else []
+    return ", ".join([*names[:shown], *more])

@@ -35,10 +35,10 @@ class Folder(Dataset):
             (f"{name}/{path}", label) for label, name in enumerate(classes) for path in found[name] if _is_picture(path)
         )
         _refuse_empty(root, classes, found)
+        super().__init__(root.resolve().name, classes, [sample for sample, _ in samples], (it for _, it in samples))
         self.ignored = tuple(
             f"{name}/{path}" for name in classes for path in sorted(found[name]) if not _is_picture(path)
         )
-        super().__init__(root.resolve().name, classes, [sample for sample, _ in samples], (it for _, it in samples))
 
     @cached_property
     def grey(self) -> bool:
