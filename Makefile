@@ -3,12 +3,12 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types fast bench requirements clean
+.PHONY: demo test lint types tests fast gpu bench requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
 
-test: lint types fast            ## what CI runs
+test: lint types tests           ## what CI runs
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -18,8 +18,15 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy pipeline models export runtime tests
 
-fast: .venv/installed
+tests: .venv/installed
 	$(BIN)/python -m pytest
+
+fast: .venv/installed            ## without the tests that take longer than a few seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can show
+	$(BIN)/uv pip install --quiet nvidia-curand
+	$(BIN)/python -m pytest -m gpu -rs
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
 	$(BIN)/python tests/bench/figures.py

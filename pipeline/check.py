@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from trueport.runtime import comparison
 from trueport.runtime.bundle import WEIGHTS, Bundle, Evaluation, Golden
 from trueport.runtime.comparison import Logits
-from trueport.runtime.errors import ImageError, MissingError
+from trueport.runtime.errors import ImageError, MissingError, UsageError
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Variant
 from trueport.runtime.preprocessing import prepare
@@ -28,6 +28,7 @@ from trueport.runtime.verdict import Verdict, judged, not_run
 
 from .console import Table
 
+RECORDING = "recording"
 BATCHES = (1, 2, 7, 32)
 """Alone, the smallest batch, an odd one, and as many as the batcher takes at most by default."""
 
@@ -37,6 +38,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
 
     bundle: str
     version: str
+    faithful: bool
+    """Every gate of every variant on every runner passed, or could not be run for want of the original."""
     machine: Machine
     reference: str
     """`original` rebuilt here, or `recording` of it where torch is not installed or the weights are not shipped."""
@@ -49,46 +52,64 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(verdict for verdict in self.verdicts if verdict.status == "failed")
 
     def __bool__(self) -> bool:
-        """True where no gate failed and at least one passed: what was not run proves nothing."""
-        return not self.failed and any(self.verdicts)
+        """Whether it is faithful."""
+        return self.faithful
 
 
 def check(
     path: Path,
     *,
-    variants: Sequence[str] | None = None,
+    variants: Sequence[str] = (),
     runners: Sequence[str] = RUNNERS[:1],
     threads: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
     """Run every gate on every variant and runner.
 
-    variants: names; None: all. progress is told what is being run.
-    Raises BundleError for a bundle that is not to be trusted, MissingError where a runner can't be had.
+    variants: names; none: all. progress is told what is being run.
+    Raises UsageError where no runner is named, BundleError for a bundle that is not to be trusted, MissingError where
+    a runner can't be had.
     """
+    if not runners:
+        raise UsageError(f"check needs a runner, found none: choose from {', '.join(RUNNERS)}")
     bundle = Bundle.open(path)
     golden, evaluation = bundle.golden(), bundle.evaluation()
     progress("preprocessing")
     verdicts = [_preprocessing(bundle, golden)]
     progress("original")
-    reference, verdict = _reference(bundle, golden, threads)
+    reference, verdict = _reference(bundle, golden, evaluation, threads)
     verdicts.append(verdict)
     reports = []
-    for variant in [bundle.variant(name) for name in variants] if variants else bundle.manifest.variants:
+    for variant in [bundle.variant(name) for name in variants] or bundle.manifest.variants:
         for name in runners:
             progress(f"{variant.name} on {name}")
-            runner = open_runner(bundle, name, variant.name, threads)
-            reports.append(runner.report())
-            verdicts += _gates(bundle, variant, runner, reference, golden, evaluation)
-            runner.close()
+            with closing(open_runner(bundle, name, variant.name, threads)) as runner:
+                reports.append(runner.report())
+                verdicts += _gates(variant, runner, reference, golden, evaluation)
     return CheckReport(
         bundle=bundle.manifest.name,
         version=bundle.manifest.version,
+        faithful=proven(verdicts),
         machine=describe_machine(),
-        reference="recording" if reference is None else "original",
+        reference=reference.source,
         runners=tuple(reports),
         verdicts=tuple(verdicts),
     )
+
+
+def proven(verdicts: Sequence[Verdict]) -> bool:
+    """Whether something passed, nothing failed, and nothing but the recording was left out."""
+    missing = [verdict.gate for verdict in verdicts if verdict.status == "not run"]
+    return any(verdicts) and set(missing) <= {RECORDING} and all(verdict.status != "failed" for verdict in verdicts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """Logits on the golden and on the evaluation inputs."""
+
+    source: str
+    golden: Logits
+    evaluation: Logits
 
 
 def _preprocessing(bundle: Bundle, golden: Golden) -> Verdict:
@@ -100,52 +121,50 @@ def _preprocessing(bundle: Bundle, golden: Golden) -> Verdict:
     return comparison.preprocessing_identity(prepared, golden.prepared)
 
 
-def _reference(bundle: Bundle, golden: Golden, threads: int | None) -> tuple[Logits | None, Verdict]:
-    """The rebuilt original's logits on the golden inputs, and whether they are those that were recorded."""
-    gate, variant = "recording", "original"
+def _reference(bundle: Bundle, golden: Golden, evaluation: Evaluation, threads: int | None) -> tuple[_Answers, Verdict]:
+    """The rebuilt original's logits, and whether they are those that were recorded; else the recorded ones."""
+    variant = "original"
+    recorded = _Answers("recording", golden.logits, evaluation.logits)
     if WEIGHTS not in bundle.manifest.files:
-        return None, not_run(gate, variant, variant, f"the bundle has no {WEIGHTS}: its recording is the reference")
+        why = f"the bundle has no {WEIGHTS}: its recording is the reference"
+        return recorded, not_run(RECORDING, variant, variant, why)
     try:
         from trueport.export.original import original_runner
 
         runner = original_runner(bundle, threads)
     except MissingError as error:
-        return None, not_run(gate, variant, variant, f"{error}; the recording is the reference")
-    logits = run_in_batches(runner, golden.images)
-    deviation = float(np.abs(logits - golden.logits).max())
-    detail = f"the original rebuilt from the bundle's weights against its recording, {len(logits)} golden inputs"
+        return recorded, not_run(RECORDING, variant, variant, f"{error}; the recording is the reference")
+    rebuilt = _Answers("original", run_in_batches(runner, golden.images), run_in_batches(runner, evaluation.images))
+    deviation = float(np.abs(_all(rebuilt) - _all(recorded)).max())
+    detail = f"the original rebuilt from the bundle's weights against its recording, {len(_all(recorded))} inputs"
     allowed = {"max_abs": bundle.variant().bounds.max_abs}
-    return logits, judged(gate, variant, runner.report().name, {"max_abs": deviation}, allowed, detail)
+    return rebuilt, judged(RECORDING, variant, runner.report().name, {"max_abs": deviation}, allowed, detail)
 
 
 def _gates(
-    bundle: Bundle,
-    variant: Variant,
-    runner: Runner,
-    reference: Logits | None,
-    golden: Golden,
-    evaluation: Evaluation,
+    variant: Variant, runner: Runner, reference: _Answers, golden: Golden, evaluation: Evaluation
 ) -> list[Verdict]:
     bounds, names = variant.bounds, {"variant": variant.name, "runner": runner.report().name}
-    original = golden.logits if reference is None else reference
-    source = "recorded" if reference is None else "rebuilt"
-
-    def infer(images: NDArray[np.uint8]) -> NDArray[Any]:
-        return runner.run({bundle.manifest.inputs[0].name: images})[bundle.manifest.outputs[0].name]
-
+    image, logits = runner.inputs[0].name, runner.outputs[0].name
+    port = _Answers("port", run_in_batches(runner, golden.images), run_in_batches(runner, evaluation.images))
+    inputs = f"{len(golden.images)} golden and {len(evaluation.images)} evaluation inputs"
     return [
         comparison.parity(
-            run_in_batches(runner, golden.images),
-            original,
+            _all(port),
+            _all(reference),
             bounds,
-            detail=f"logits on {len(golden.images)} golden inputs against the {source} original",
+            detail=f"logits on {inputs} against the {reference.source}",
             **names,
         ),
-        comparison.batch_invariance(infer, golden.images, bounds, BATCHES, **names),
-        comparison.accuracy(
-            run_in_batches(runner, evaluation.images), evaluation.logits, evaluation.labels, bounds, **names
+        comparison.batch_invariance(
+            lambda images: runner.run({image: images})[logits], golden.images, bounds, BATCHES, **names
         ),
+        comparison.accuracy(port.evaluation, reference.evaluation, evaluation.labels, bounds, **names),
     ]
+
+
+def _all(reference: _Answers) -> Logits:
+    return np.concatenate([reference.golden, reference.evaluation])
 
 
 def check_table(report: CheckReport) -> Table:

@@ -35,15 +35,14 @@ def print_table(table: Table) -> None:
     from rich.text import Text
 
     shown = RichTable(
-        title=table.title or None,
+        title=Text(table.title, style="bold") if table.title else None,
         title_justify="left",
-        title_style="bold",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         show_header=any(table.columns),
     )
     for name in table.columns:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(Text(name), overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     # Elsewhere than on a terminal nobody sees where a line ends: no wrapping at rich's default of 80 columns.
@@ -56,15 +55,22 @@ def print_table(table: Table) -> None:
 
 
 def emit_json(result: object, target: str | None) -> None:
-    """Write a result as JSON into a file, or to standard output where the target is `-`."""
+    """Write a result as JSON into a file, or to standard output where the target is `-`.
+
+    A regular file is replaced in one step; a link stays, and a device or pipe is written to.
+    """
     if target is None:
         return
     data = msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
+    path = Path(target).resolve()
     if target == "-":
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
+    elif path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.write(data)
     else:
-        write_bytes(Path(target), data)
+        write_bytes(path, data)
 
 
 def say(text: str) -> None:

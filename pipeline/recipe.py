@@ -5,6 +5,7 @@ Unknown keys are refused with near choices; `--set train.epochs=3` changes one v
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -15,6 +16,7 @@ import msgspec
 
 from trueport.runtime.errors import UsageError, unknown_name
 from trueport.runtime.manifest import ModelName, Precision, Resample
+from trueport.runtime.runners import RUNNERS
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -67,7 +69,7 @@ class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Of sgd."""
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: NotNegative = 1.0
-    label_smoothing: NotNegative = 0.0
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
     shift_px: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Each training picture is moved by up to so many pixels each way, anew in each epoch."""
     seed: int = 0
@@ -78,24 +80,36 @@ class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class ExportSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What goes into the bundle."""
 
-    precision: tuple[Precision, ...] = ("fp32",)
-    opset: Annotated[int, msgspec.Meta(ge=18)] = 20
+    precision: Annotated[tuple[Precision, ...], msgspec.Meta(min_length=1)] = ("fp32",)
+    opset: Annotated[int, msgspec.Meta(ge=18, le=23)] = 20
+    """Of ONNX; 18 to 23 is what torch's exporter states that it writes."""
     golden: Positive = 64
     """Pictures in the golden set."""
     evaluation: Positive = 1000
     """Most held-out test pictures in the evaluation slice."""
 
+    def __post_init__(self) -> None:
+        if other := [precision for precision in self.precision if precision != "fp32"]:
+            raise UsageError(
+                f"export.precision is {', '.join(other)}, expected fp32: other precisions are not available yet"
+            )
+
 
 class CheckSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `check` runs on."""
 
-    runner: tuple[str, ...] = ("onnxruntime:cpu",)
+    runner: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = RUNNERS[:1]
+
+    def __post_init__(self) -> None:
+        for name in self.runner:
+            if name not in RUNNERS:
+                raise unknown_name("check.runner", name, RUNNERS)
 
 
 class BenchSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `bench` times."""
 
-    batch: tuple[Positive, ...] = (1, 8, 32)
+    batch: Annotated[tuple[Positive, ...], msgspec.Meta(min_length=1)] = (1, 8, 32)
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 2.0
     """For each batch size, original and port together."""
 
@@ -113,6 +127,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     check: CheckSection = CheckSection()
     bench: BenchSection = BenchSection()
 
+    def __post_init__(self) -> None:
+        _refuse_unwritable(msgspec.to_builtins(self))
+
 
 def recipe_names() -> list[str]:
     """The recipes that come with trueport."""
@@ -123,7 +140,7 @@ def recipe_names() -> list[str]:
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe by its name or its file, with `key=value` changes (`train.epochs=3`) on top.
 
-    Raises UsageError for an unknown name, an unreadable file, an unknown key or a value out of range.
+    Raises UsageError for an unknown name, an unreadable file, an unknown key or a value that can't be taken.
     """
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
@@ -140,7 +157,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
 
 
 def recipe_from_table(table: dict[str, Any], changes: Iterable[str] = ()) -> Recipe:
-    """The recipe that a nested table states, with `key=value` changes on top."""
+    """The recipe that a nested table states, with `key=value` changes on top. Raises UsageError that names the key."""
     for change in changes:
         _apply(table, change)
     _refuse_unknown_keys(table)
@@ -174,6 +191,31 @@ def _toml_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text  # a bare word is a string: --set model.arch=lenet
+
+
+def _refuse_unwritable(value: Any, key: str = "") -> None:
+    """Raise UsageError for what neither computes nor goes into run.json."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_unwritable(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            _refuse_unwritable(item, key)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"in the recipe: {key} is {value}, expected a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise UsageError(f"in the recipe: {key} is {value}, expected a whole number of at most 64 bits")
+    elif isinstance(value, str) and not _is_utf8(value):
+        raise UsageError(f"in the recipe: {key} is {value!a}, expected UTF-8: rename what it names")
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether no surrogate stands for a byte of a name that was none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_unknown_keys(table: dict[str, Any]) -> None:

@@ -6,21 +6,25 @@ weights.safetensors  of the best epoch
 last.safetensors     model, optimizer and state after the last complete epoch, to go on from
 metrics.jsonl        EpochMetrics, one line an epoch
 tensorboard/         the same as event files
+training.lock        held by the training that writes here, empty
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import os
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
-from trueport.runtime.atomic import write_bytes, write_text
+from trueport.runtime.atomic import is_filled, write_bytes, write_text
 from trueport.runtime.errors import UsageError, missing_extra
 from trueport.runtime.manifest import Normalisation, Preprocessing
 
@@ -35,7 +39,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RUN, RECIPE, METRICS, TENSORBOARD = "run.json", "recipe.toml", "metrics.jsonl", "tensorboard"
-WEIGHTS, LAST = "weights.safetensors", "last.safetensors"
+WEIGHTS, LAST, LOCK = "weights.safetensors", "last.safetensors", "training.lock"
+MARKS = (RUN, LAST, "stages.json", LOCK)
+"""Files that nothing but trueport writes; a recipe.toml may well be a user's own."""
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +157,74 @@ class Run:
         return dataset, parts
 
 
+def refuse_foreign(path: Path) -> None:
+    """Raise UsageError where something is at `path` that is neither a run, begun or finished, nor an empty folder."""
+    if is_filled(path) and not any((path / mark).is_file() for mark in MARKS):
+        raise UsageError(
+            f"{path} is not empty and no run, which has {' or '.join(MARKS[:-1])}: "
+            "refusing to write into it, choose another folder"
+        )
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep every other training out of the folder `path`, which is made where there is none; any end unlocks it.
+
+    The lock's file stays and marks the folder as ours, unless nothing else was put there: then all is as it was before.
+    Raises UsageError where another training holds the lock.
+    """
+    existed = path.is_dir()
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / LOCK).open("ab") as file:
+        if not _lock(file) or not _is_at(file, path / LOCK):
+            raise UsageError(f"another training is writing {path}: wait for its end, or train into another folder")
+        try:
+            yield
+        finally:
+            if [entry.name for entry in path.iterdir()] == [LOCK]:
+                with suppress(OSError):  # Windows removes no open file: then it stays
+                    (path / LOCK).unlink()
+                    if not existed:
+                        path.rmdir()
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock without waiting; the system unlocks when the file is closed or its process ends. False where it is taken."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a file system without locks: better an unguarded training than none
+    return True
+
+
+def _is_at(file: IO[bytes], path: Path) -> bool:
+    """Whether it was not removed between opening and locking."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def refreshed(run: Run, recipe: Recipe) -> Run:
+    """The run with this recipe in run.json and recipe.toml, for where only what training does not depend on differs."""
+    table = recipe_table(recipe)
+    write_recipe(run.path / RECIPE, recipe)
+    if table == run.info.recipe:
+        return run
+    info = msgspec.structs.replace(run.info, recipe=table)
+    write_info(run.path / RUN, info)
+    return Run(run.path, info)
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path, labels: tuple[str, ...]) -> None:
     """Put weights into a model in place. Raises UsageError that says what does not match: classes, shapes, names."""
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -184,12 +258,14 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def write_recipe(path: Path, recipe: Recipe) -> None:
-    """Put a recipe at `path` as TOML, defaults included. Raises MissingError without tomli_w."""
+    """Put a recipe at `path` as TOML, defaults included; the same one is left. Raises MissingError without tomli_w."""
     try:
         import tomli_w
     except ModuleNotFoundError as error:
         raise missing_extra("tomli_w", "train", "writing the recipe") from error
-    write_text(path, tomli_w.dumps(recipe_table(recipe)))
+    text = tomli_w.dumps(recipe_table(recipe))
+    if not path.is_file() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.atomic import refuse_foreign_folder, write_bytes
+from trueport.runtime.atomic import write_bytes
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, graph_file
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import MANIFEST
@@ -29,6 +29,7 @@ from .bench import LOUD, BatchBench, BenchReport, bench
 from .check import CheckReport, check, check_summary
 from .console import Table
 from .data import open_dataset
+from .export_run import export_run, made_by
 from .recipe import Recipe
 from .run_folder import Run
 
@@ -67,11 +68,12 @@ class Job:
     recipe: Recipe
     out: Path
     say: Callable[[str], None]
-    console: Console | None = None
-    records: dict[str, StageRecord] = field(default_factory=dict)
+    console: Console | None
+    afresh: bool
+    records: dict[str, StageRecord]
 
     def stage(self, name: str, inputs: Any, outputs: Sequence[str], work: Callable[[bool], object]) -> None:
-        """Do the work unless inputs and outputs are as they were; tell it whether an earlier try had other inputs."""
+        """Do the work unless inputs and outputs are as they were; tell it whether it was tried before."""
         key = hashlib.sha256(msgspec.json.encode([name, inputs], order="deterministic")).hexdigest()
         before = self.records.get(name)
         position = f"[{STAGES.index(name) + 1}/{len(STAGES)}] {name}"
@@ -81,9 +83,15 @@ class Job:
         self.say(position)
         self._remember(name, StageRecord(key))
         begun = time.monotonic()
-        work(before is not None and before.key != key)
+        work(before is not None)
         self._remember(name, StageRecord(key, self._digests(outputs)))
         self.say(f"{position}: done in {time.monotonic() - begun:.1f} s")
+
+    def keep(self, name: str, outputs: Sequence[str]) -> None:
+        """Take the outputs as they are now for those of the stage."""
+        record = StageRecord(self.records[name].key, self._digests(outputs))
+        if record != self.records[name]:
+            self._remember(name, record)
 
     def _digests(self, outputs: Sequence[str]) -> dict[str, str] | None:
         files = {name: self.out / name for name in outputs}
@@ -97,22 +105,25 @@ class Job:
 
 
 def run_stages(
-    recipe: Recipe, out: Path, *, say: Callable[[str], None] = lambda _: None, console: Console | None = None
+    recipe: Recipe,
+    out: Path,
+    *,
+    afresh: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    console: Console | None = None,
 ) -> Outcome:
     """Take the recipe through every stage into `out`: the run itself, with `bundle/` and `report.html` in it.
 
     A gate that fails does not stop the later stages: the outcome's check is then falsy.
-    say is told of every stage; console is where training shows its progress (None: standard error).
+    afresh: do every stage, whatever was done before. say is told of every stage; console is where training shows its
+    progress (None: standard error).
     Raises what the stages raise; what was done before stays and is not done again.
     """
-    refuse_foreign_folder(out, run_folder.RECIPE)
-    job = Job(recipe, out, say, console, _records(out))
-    if not (out / run_folder.RECIPE).exists():
-        run_folder.write_recipe(out / run_folder.RECIPE, recipe)
-    _train(job)
-    run = Run.open(out)
+    run_folder.refuse_foreign(out)
+    job = Job(recipe, out, say, console, afresh, {} if afresh else _records(out))
+    run = _train(job)
     machine = describe_machine()
-    _export(job, machine)
+    _export(job, run, machine)
     bundle = Bundle.open(out / BUNDLE)
     checked = _check(job, bundle, machine)
     benched = _bench(job, bundle, machine)
@@ -163,29 +174,33 @@ def _write_sample(path: Path, image: NDArray[np.uint8]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _train(job: Job) -> None:
+def _train(job: Job) -> Run:
     data = job.recipe.data
     dataset = open_dataset(data.source)
     section = {key: value for key, value in _plain(job.recipe.train).items() if key != "device"}
     inputs = [_plain(job.recipe.model), _plain(job.recipe.preprocessing), section, _plain(data), dataset.fingerprint]
+    outputs = (run_folder.WEIGHTS, run_folder.RUN)
 
-    def work(other_inputs_before: bool) -> None:
+    def work(tried_before: bool) -> None:
         from .train import train
 
-        train(job.recipe, job.out, resume=not other_inputs_before, console=job.console)
+        # A run of another setup is only replaced where an earlier `trueport run` has made it.
+        train(job.recipe, job.out, resume=not job.afresh, replace=tried_before, console=job.console)
 
-    job.stage("train", inputs, (run_folder.RUN, run_folder.WEIGHTS), work)
+    job.stage("train", inputs, outputs, work)
+    run = run_folder.refreshed(Run.open(job.out), job.recipe)  # name, export, check and bench may have changed since
+    job.keep("train", outputs)
+    return run
 
 
-def _export(job: Job, machine: Machine) -> None:
+def _export(job: Job, run: Run, machine: Machine) -> None:
     def work(_: bool) -> None:
-        from .export_run import export_run
+        export_run(job.out, job.out / BUNDLE, job.recipe)
 
-        export_run(job.out, job.out / BUNDLE, job.recipe.export)
-
-    inputs = [run_folder.file_sha256(job.out / run_folder.RUN), _plain(job.recipe.export), machine.versions]
+    trained = msgspec.structs.replace(run.info, recipe={}, seconds=0.0)
     graphs = (graph_file(precision) for precision in job.recipe.export.precision)
     files = (MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *graphs)
+    inputs = [_plain(trained), made_by(job.recipe), machine.versions]
     job.stage("export", inputs, [f"{BUNDLE}/{file}" for file in files], work)
 
 
@@ -216,7 +231,8 @@ def _report(job: Job, run: Run, bundle: Bundle, checked: CheckReport, benched: B
         write_report(job.out / REPORT, run, bundle, checked, benched)
         _write_sample(job.out / SAMPLE, bundle.evaluation().images[0])
 
-    inputs = [run_folder.file_sha256(job.out / file) for file in (run_folder.RUN, CHECK_JSON, BENCH_JSON)]
+    told = (run_folder.RUN, run_folder.METRICS, CHECK_JSON, BENCH_JSON)
+    inputs = [run_folder.file_sha256(job.out / file) for file in told]
     job.stage("report", inputs, (REPORT, SAMPLE), work)
 
 

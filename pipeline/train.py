@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import msgspec
-
-from trueport.runtime.atomic import refuse_foreign_folder, write_bytes
+from trueport.runtime.atomic import write_bytes
 from trueport.runtime.errors import UsageError, missing_extra
 
 from . import run_folder
@@ -56,38 +55,30 @@ def train(
     out: str | Path,
     *,
     resume: bool = True,
+    replace: bool = False,
     console: Console | None = None,
     after_step: AfterStep | None = None,
 ) -> RunInfo:
     """Train by a recipe into the run folder `out`, or go on with what is there; a finished run is answered as it is.
 
-    resume: False starts afresh, in place of a run that may be there. console: None shows progress on standard error.
-    Raises UsageError for data, recipe or folder that don't fit, MissingError for an absent device or package, and
-    KeyboardInterrupt as it comes: the last complete epoch is kept.
+    resume: False starts afresh, in place of a run that may be there. replace: start afresh where the run that is there
+    is of another setup, which otherwise is refused. A run is discarded when the first epoch of the new one is complete.
+    console: None shows progress on standard error.
+    Raises UsageError for data, recipe or folder that don't fit and where another training is writing the folder,
+    MissingError for an absent device or package, and KeyboardInterrupt as it comes: the last complete epoch is kept.
     """
     out = Path(out)
-    refuse_foreign_folder(out, run_folder.RECIPE)
+    run_folder.refuse_foreign(out)
     device = choose_device(recipe.train.device)
     dataset = open_dataset(recipe.data.source)
     job = _job(recipe, dataset)
-    if not resume:
-        _clear(out)
-    elif finished := _finished(out, job):
-        return finished
-    with torch.random.fork_rng(), open_progress(console) as progress:
-        learner = _learner(job, out, device)
-        pictures = _pictures(job, out, progress)
-        try:
-            _learn(learner, pictures, progress, after_step)
-            return _finish(learner, pictures)
-        except torch.OutOfMemoryError as error:
-            raise UsageError(
-                f"{device} has too little memory for batches of {recipe.train.batch_size}: lower train.batch_size"
-            ) from error
-        except KeyboardInterrupt:
-            done = learner.state.epoch
-            progress.say(f"interrupted: {done} of {recipe.train.epochs} epochs are kept in {out}; train again to go on")
-            raise
+    with run_folder.locked(out):
+        found = _found(job, out, replace) if resume else None
+        if isinstance(found, Run):
+            return run_folder.refreshed(found, recipe).info
+        learner = _learner(job, out, device, found)
+        with torch.random.fork_rng(), open_progress(console) as progress:
+            return _train(learner, progress, after_step)
 
 
 class _Pictures(NamedTuple):
@@ -122,8 +113,6 @@ class _Learner:
 
 def _job(recipe: Recipe, dataset: Dataset) -> _Job:
     section = recipe.data
-    if recipe.train.label_smoothing >= 1:
-        raise UsageError(f"train.label_smoothing must be below 1, found {recipe.train.label_smoothing}")
     preprocessing, normalisation = resolve(recipe, dataset)
     parts = split(dataset, section.validation, section.test, section.seed)
     with torch.random.fork_rng():
@@ -147,62 +136,61 @@ def _setup(recipe: Recipe, data_sha256: str, split_sha256: str) -> dict[str, Any
     return flat | {"the data": data_sha256, "the split": split_sha256}
 
 
-def _refuse_other_setup(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _found(job: _Job, out: Path, replace: bool) -> Run | Checkpoint | None:
+    """What there is of this training: the finished run, the checkpoint to go on from, or nothing."""
+    found: Run | Checkpoint
+    if (out / run_folder.RUN).exists():
+        found = Run.open(out)
+        before = _setup(found.recipe(), found.info.data_sha256, found.info.split_sha256)
+    elif (out / run_folder.LAST).exists():
+        found = load_checkpoint(out / run_folder.LAST)
+        before = found.state.setup
+    else:
+        return None
+    changed = [key for key in sorted(before.keys() | job.setup.keys()) if before.get(key) != job.setup.get(key)]
+    if changed and not replace:
+        raise _other_setup(out, changed, before, job.setup)
+    return None if changed else found
+
+
+def _other_setup(out: Path, changed: list[str], before: dict[str, Any], now: dict[str, Any]) -> UsageError:
     missing = "left out"
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if not changed:
-        return
     told = [
         f"{key} (not the same pictures or parts)"
         if key.startswith("the ")
         else f"{key} (was {before.get(key, missing)}, is {now.get(key, missing)})"
         for key in changed
     ]
-    raise UsageError(
+    return UsageError(
         f"{out} holds a run of another setup, different in {', '.join(told)}: "
         "train into another folder, or discard this one with --afresh (resume=False)"
     )
 
 
-def _finished(out: Path, job: _Job) -> RunInfo | None:
-    if not (out / run_folder.RUN).exists():
-        return None
-    run = Run.open(out)
-    _refuse_other_setup(out, _setup(run.recipe(), run.info.data_sha256, run.info.split_sha256), job.setup)
-    table = run_folder.recipe_table(job.recipe)
-    if table == run.info.recipe:
-        return run.info
-    info = msgspec.structs.replace(run.info, recipe=table)  # what training does not depend on may have changed
-    run_folder.write_recipe(out / run_folder.RECIPE, job.recipe)
-    run_folder.write_info(out / run_folder.RUN, info)
-    return info
-
-
-def _clear(out: Path) -> None:
-    """Forget the run, its mark of being finished first."""
+def _clear(out: Path, progress: Progress) -> None:
+    """Forget the run that may be there, its mark of being finished first."""
+    if any((out / name).exists() for name in (run_folder.RUN, run_folder.LAST)):
+        progress.say(f"starting afresh: the run that was in {out} is discarded")
     for name in (run_folder.RUN, run_folder.LAST, run_folder.WEIGHTS, run_folder.METRICS):
         (out / name).unlink(missing_ok=True)
     for events in (out / run_folder.TENSORBOARD).glob("events.out.tfevents.*"):
         events.unlink()
 
 
-def _learner(job: _Job, out: Path, device: torch.device) -> _Learner:
+def _learner(job: _Job, out: Path, device: torch.device, checkpoint: Checkpoint | None) -> _Learner:
     """Fresh, or as the checkpoint left it."""
     served = served_module(job.original).to(device)
     section = job.recipe.train
     optimizer = new_optimizer(section, served)
     state = State(epoch=0, best_epoch=0, best_accuracy=-1.0, best_loss=math.inf, seconds=0.0, setup=job.setup)
     learner = _Learner(job, out, device, served, optimizer, state)
-    last = out / run_folder.LAST
-    if last.exists():
-        checkpoint = load_checkpoint(last)
-        _refuse_other_setup(out, checkpoint.state.setup, job.setup)
+    if checkpoint is not None:
         if not (out / run_folder.WEIGHTS).exists():
             raise UsageError(
                 f"{out} has lost its {run_folder.WEIGHTS}, the best so far: "
                 "restore it, or discard the run with --afresh (resume=False)"
             )
-        run_folder.load_weights(job.original.module, checkpoint.model, last, job.original.labels)
+        run_folder.load_weights(job.original.module, checkpoint.model, out / run_folder.LAST, job.original.labels)
         optimizer.load_state_dict(checkpoint.optimizer)
         learner.state = checkpoint.state
     return learner
@@ -221,14 +209,30 @@ def _pictures(job: _Job, out: Path, progress: Progress) -> _Pictures:
     return _Pictures(part(job.parts.train), part(job.parts.validation), part(job.parts.test))
 
 
+def _train(learner: _Learner, progress: Progress, after_step: AfterStep | None) -> RunInfo:
+    section = learner.job.recipe.train
+    try:
+        pictures = _pictures(learner.job, learner.out, progress)
+        _learn(learner, pictures, progress, after_step)
+        return _finish(learner, pictures)
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            f"{learner.device} has too little memory for batches of {section.batch_size}: lower train.batch_size"
+        ) from error
+    except KeyboardInterrupt:
+        if done := learner.state.epoch:
+            kept = f"{done} of {section.epochs} epochs are kept in {learner.out}"
+        else:
+            kept = f"no epoch was complete, {learner.out} is left as it was"
+        progress.say(f"interrupted: {kept}; train again to go on")
+        raise
+
+
 def _learn(learner: _Learner, pictures: _Pictures, progress: Progress, after_step: AfterStep | None) -> None:
-    section, out = learner.job.recipe.train, learner.out
-    run_folder.write_recipe(out / run_folder.RECIPE, learner.job.recipe)
-    kept = run_folder.read_metrics(out / run_folder.METRICS, learner.state.epoch)
-    run_folder.write_metrics(out / run_folder.METRICS, kept)  # an interrupted epoch may have left a line
+    section = learner.job.recipe.train
     first, count = learner.state.epoch + 1, len(pictures.train)
     progress.begin(f"training {learner.job.original.arch}", count * section.epochs, count * (first - 1))
-    with SummaryWriter(str(out / run_folder.TENSORBOARD), purge_step=first) as events:
+    with ExitStack() as opened:
         for epoch in range(first, section.epochs + 1):
             metrics = _epoch(learner, epoch, pictures, progress, after_step)
             if not math.isfinite(metrics.train_loss + metrics.validation_loss):
@@ -236,10 +240,23 @@ def _learn(learner: _Learner, pictures: _Pictures, progress: Progress, after_ste
                     f"the loss is {metrics.train_loss} in epoch {epoch}, training has diverged: "
                     f"lower train.learning_rate, now {section.learning_rate}"
                 )
+            if epoch == first:
+                events = opened.enter_context(_open_records(learner, progress))
             _keep(learner, metrics)
             for name in ("train_loss", "validation_loss", "validation_accuracy", "learning_rate", "images_per_s"):
                 events.add_scalar(name, getattr(metrics, name), epoch)
             progress.report(_line(metrics, section.epochs), last=epoch == section.epochs)
+
+
+def _open_records(learner: _Learner, progress: Progress) -> SummaryWriter:
+    """Make the folder ready for the first epoch that is to be kept; until then it is as it was."""
+    out, epoch = learner.out, learner.state.epoch
+    if epoch == 0:
+        _clear(out, progress)
+    run_folder.write_recipe(out / run_folder.RECIPE, learner.job.recipe)
+    kept = run_folder.read_metrics(out / run_folder.METRICS, epoch)
+    run_folder.write_metrics(out / run_folder.METRICS, kept)  # an interrupted epoch may have left a line
+    return SummaryWriter(str(out / run_folder.TENSORBOARD), purge_step=epoch + 1)
 
 
 def _epoch(
@@ -335,6 +352,7 @@ def _finish(learner: _Learner, pictures: _Pictures) -> RunInfo:
         versions=run_folder.versions(),
         recipe=run_folder.recipe_table(recipe),
     )
+    run_folder.write_recipe(learner.out / run_folder.RECIPE, recipe)
     run_folder.write_info(learner.out / run_folder.RUN, info)
     return info
 

@@ -15,7 +15,7 @@ MEANINGS = {
     "parity": "The port computes the original's numbers, up to the rounding that the original itself shows.",
     "batch invariance": "The answer for a picture does not depend on which others share its batch, or on its place.",
     "preprocessing": "The same file becomes the same pixels here as it did at export.",
-    "accuracy": "On held-out pictures the port is right as often as the original; only ties may go either way.",
+    "accuracy": "On held-out pictures the port predicts what the original does; only ties may go either way.",
     "recording": "The original, rebuilt here, still answers what was recorded at export: a reference to rely on.",
 }
 MEASURES = {
@@ -27,6 +27,8 @@ MEASURES = {
     "top5_agreement": ("overlap of the best five classes", "%"),
     "max_levels": ("largest difference of a pixel, in levels of 255", ""),
     "undecodable": ("golden pictures that can't be decoded", ""),
+    "unexplained": ("changed predictions that no tie explains", ""),
+    "non_finite": ("answers that are not numbers", ""),
     "top1_original": ("accuracy of the original", "%"),
     "top1_port": ("accuracy of the port", "%"),
     "drop_points": ("accuracy lost, in points", ""),

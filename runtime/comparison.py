@@ -90,16 +90,20 @@ def accuracy(
 ) -> Verdict:
     """Top-1 of port and original on the same samples: the paired difference, its interval, McNemar's exact test.
 
-    Allowed is the drop that ties explain: samples whose two best logits in the original are closer than twice the
-    bound of parity, where a faithful port may answer either way.
+    Allowed are no changed predictions but those that ties explain: samples whose two best logits in the original are
+    closer than twice the bound of parity, where a faithful port may answer either way. A row with a NaN is no answer.
     """
-    ours, theirs = port.argmax(1) == labels, original.argmax(1) == labels
+    finite = np.isfinite(port).all(axis=1)
+    ours, theirs = finite & (port.argmax(1) == labels), original.argmax(1) == labels
+    best = np.sort(original, axis=1)[:, -2:]
+    tied = best[:, -1] - best[:, 0] <= 2 * bounds.max_abs
+    changed = ~finite | (port.argmax(1) != original.argmax(1))
     lost, won = int(np.sum(theirs & ~ours)), int(np.sum(ours & ~theirs))
     count = len(labels)
     low, high = paired_interval(lost, won, count)
-    best = np.sort(original, axis=1)[:, -2:]
-    ties = int(np.sum(best[:, -1] - best[:, 0] <= 2 * bounds.max_abs))
     measured = {
+        "unexplained": float(np.sum(changed & ~tied)),
+        "non_finite": float(np.sum(~finite)),
         "top1_original": 100 * float(theirs.mean()),
         "top1_port": 100 * float(ours.mean()),
         "drop_points": 100 * (lost - won) / count,
@@ -109,8 +113,11 @@ def accuracy(
         "won": float(won),
         "mcnemar_p": mcnemar_p(lost, won),
     }
-    detail = f"{count} held-out samples; {lost} lost, {won} won, {ties} ties that may go either way"
-    return judged("accuracy", variant, runner, measured, {"drop_points": 100 * ties / count}, detail)
+    detail = (
+        f"top-1 {ours.mean():.2%}, the original {theirs.mean():.2%}, on {count} held-out samples; "
+        f"{int(changed.sum())} predictions changed, {int(tied.sum())} ties may go either way"
+    )
+    return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
 
 
 def mcnemar_p(lost: int, won: int) -> float:

@@ -25,6 +25,8 @@ EXIT_GATE_FAILED = 1
 EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_BUNDLE = 4
+EXIT_INTERNAL = 70
+"""A defect of trueport itself, with a traceback; sysexits.h calls it EX_SOFTWARE."""
 EXIT_INTERRUPTED = 130
 
 

@@ -22,19 +22,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     measured: dict[str, float | None] = {}
     """None where the value is NaN or infinite."""
     allowed: dict[str, float] = {}
+    would_pass: dict[str, float | None] = {}
+    """For each limit that was crossed, the bound that would have passed; None where no bound would."""
     detail: str
     """One sentence for people: what was compared with what, or why it was not run."""
 
     def __bool__(self) -> bool:
         """True only where the gate was evaluated and passed."""
         return self.status == "passed"
-
-    @property
-    def would_pass(self) -> dict[str, float | None]:
-        """For each limit that was crossed, the bound that would have passed; None where no bound would."""
-        return {
-            name: self.measured[name] for name, limit in self.allowed.items() if _crossed(self.measured[name], limit)
-        }
 
 
 def _crossed(value: float | None, limit: float) -> bool:
@@ -46,14 +41,15 @@ def judged(
 ) -> Verdict:
     """The verdict that follows from measurements and limits."""
     finite = {name: value if math.isfinite(value) else None for name, value in measured.items()}
-    failed = any(_crossed(finite[name], limit) for name, limit in allowed.items())
+    crossed = {name: finite[name] for name, limit in allowed.items() if _crossed(finite[name], limit)}
     return Verdict(
         gate=gate,
-        status="failed" if failed else "passed",
+        status="failed" if crossed else "passed",
         variant=variant,
         runner=runner,
         measured=finite,
         allowed=allowed,
+        would_pass=crossed,
         detail=detail,
     )
 

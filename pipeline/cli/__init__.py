@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
+import os
 import sys
+import traceback
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from trueport.runtime.errors import EXIT_INTERRUPTED, EXIT_MISSING, EXIT_USAGE, TrueportError
+from trueport.runtime.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_MISSING, EXIT_USAGE, TrueportError
 
 COMMANDS = {
     "run": "Every stage of a recipe in order: train, export, check, bench, report.",
@@ -46,15 +49,23 @@ class LazyGroup(TyperGroup):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: Any) -> Any:
-        """Turn what a user can cause into one sentence and an exit code."""
+        """Turn what a user can cause into one sentence and an exit code; a defect of ours keeps its traceback."""
         try:
             return super().invoke(ctx)
         except TrueportError as error:
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
             _fail("interrupted", EXIT_INTERRUPTED)
+        except BrokenPipeError:  # whoever read our output has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit from None
         except OSError as error:
             _fail(_sentence(error), EXIT_MISSING if error.errno == errno.ENOSPC else EXIT_USAGE)
+        except Exception as error:
+            if type(error).__module__.startswith("typer"):  # usage errors, and the exits raised above
+                raise
+            traceback.print_exc()
+            _fail("this is a defect of trueport, not of your input: please report it", EXIT_INTERNAL)
 
 
 def new_app(**options: Any) -> typer.Typer:
@@ -84,6 +95,9 @@ def _trueport(
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail
     app(prog_name="trueport")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
+
+from trueport.runtime.errors import unknown_name
+from trueport.runtime.manifest import Precision
 
 from . import new_app
 
@@ -16,18 +19,27 @@ app = new_app()
 def export(
     run: Annotated[Path, typer.Argument(help="A run folder, as `trueport train` leaves it.")],
     out: Annotated[Path | None, typer.Option(help="Bundle folder; RUN/bundle where not given.")] = None,
-    precision: Annotated[str, typer.Option(help="Precisions, comma-separated.")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="Comma-separated; the recipe's where not given.")] = None,
 ) -> None:
     """Export. An older bundle in the same place is replaced in one step, or stays whole where this fails."""
     import msgspec
 
     from ..export_run import export_run
-    from ..recipe import recipe_from_table
     from ..run_folder import Run
 
-    section = Run.open(run).recipe().export
-    wanted = recipe_from_table({"name": "-", "export": {"precision": precision.split(",")}}).export.precision
-    folder, manifest = export_run(run, out, msgspec.structs.replace(section, precision=wanted))
+    recipe = Run.open(run).recipe()
+    if precision:
+        section = msgspec.structs.replace(recipe.export, precision=_precisions(precision))
+        recipe = msgspec.structs.replace(recipe, export=section)
+    folder, manifest = export_run(run, out, recipe)
     size = sum(entry.size for entry in manifest.files.values())
     names = ", ".join(variant.name for variant in manifest.variants)
     print(f"{folder}: {manifest.name} {manifest.version}, {names}, {len(manifest.labels)} classes, {size:,} bytes")
+
+
+def _precisions(text: str) -> tuple[Precision, ...]:
+    known = get_args(Precision)
+    for name in text.split(","):
+        if name not in known:
+            raise unknown_name("precision", name, known)
+    return cast("tuple[Precision, ...]", tuple(text.split(",")))

@@ -21,6 +21,8 @@ def predict(
     top: Annotated[int, typer.Option(min=1, help="How many classes to tell.")] = 5,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
+    variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
 ) -> None:
     """Classify pictures. One that can't be decoded is named, the others are answered, and the exit code is 2."""
     import msgspec
@@ -31,7 +33,7 @@ def predict(
     from ..predict import predict as classified
 
     failed = 0
-    with load(bundle, runner=runner) as session:
+    with load(bundle, variant=variant, runner=runner, threads=threads) as session:
         for answer in classified(session, pictures, top):
             failed += bool(answer.error)
             if json:

@@ -18,6 +18,7 @@ app = new_app()
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's file (.toml) or the name of one that comes with trueport.")],
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME where not given.")] = None,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Do every stage again.")] = False,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
 ) -> None:
     """Take a recipe through every stage: train, export, check, bench, report.
@@ -29,7 +30,7 @@ def run(
     from ..stages import outcome_table, run_stages
 
     loaded = load_recipe(recipe, set_)
-    outcome = run_stages(loaded, out or Path("runs") / loaded.name, say=say)
+    outcome = run_stages(loaded, out or Path("runs") / loaded.name, afresh=afresh, say=say)
     print_table(outcome_table(outcome))
     if not outcome.check:
         raise typer.Exit(EXIT_GATE_FAILED)

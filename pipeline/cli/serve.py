@@ -18,6 +18,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; the default is this machine only.")] = "127.0.0.1",
     http: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
+    variant: Annotated[str | None, typer.Option(help="Each bundle's first where not given.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Most rows that run at once.")] = 32,
     max_queue: Annotated[int, typer.Option(min=1, help="Most rows that wait; more are refused.")] = 1024,
@@ -28,8 +29,8 @@ def serve(
 
     from ..console import say
 
-    limits = BatchLimits(max_batch_rows=max_batch, max_queue_rows=max(max_queue, max_batch))
-    sessions = [load(bundle, runner=runner, threads=threads, limits=limits) for bundle in bundles]
+    limits = BatchLimits(max_batch_rows=max_batch, max_queue_rows=max_queue)
+    sessions = [load(bundle, variant=variant, runner=runner, threads=threads, limits=limits) for bundle in bundles]
     for session in sessions:
         report = session.report
         name = f"{session.manifest.name} {session.manifest.version}"

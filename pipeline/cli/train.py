@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from json import dumps
 from pathlib import Path
 from typing import Annotated
 
@@ -25,14 +24,19 @@ def train(
     afresh: Annotated[bool, typer.Option("--afresh", help="Discard what is in the run folder.")] = False,
 ) -> None:
     """Train. An interrupted training goes on where it was, to the same numbers as without the interruption."""
+    import msgspec
+
     from ..recipe import load_recipe, recipe_from_table
     from ..train import train as train_run
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arch}-{Path(data).resolve().name}")
-    changes = [*set_, f"model.arch={dumps(arch)}", f"data.source={dumps(data)}"]
-    if device:
-        changes.append(f"train.device={dumps(device)}")
+    changes = [*set_, *([f"train.device={device}"] if device else [])]
     loaded = load_recipe(recipe, changes) if recipe else recipe_from_table({"name": name}, changes)
+    loaded = msgspec.structs.replace(
+        loaded,
+        model=msgspec.structs.replace(loaded.model, arch=arch),
+        data=msgspec.structs.replace(loaded.data, source=data),
+    )
     folder = out or Path("runs") / name
     info = train_run(loaded, folder, resume=not afresh)
     print(

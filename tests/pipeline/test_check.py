@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from trueport.pipeline.check import CheckReport, check, check_table
 from trueport.runtime.bundle import GOLDEN, WEIGHTS, sealed
-from trueport.runtime.errors import BundleError
+from trueport.runtime.errors import BundleError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
 
 MODEL = "model.fp32.onnx"
@@ -171,3 +171,8 @@ def test_the_table_names_what_would_have_passed(own_bundle: Path) -> None:
     table = check_table(check(own_bundle))
     assert any("parity of fp32: max abs would have passed with" in note for note in table.notes)
     assert table.notes[-1].startswith("NOT PROVEN FAITHFUL")
+
+
+def test_a_check_without_a_runner_is_refused(bundle_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs a runner"):
+        check(bundle_path, runners=[])

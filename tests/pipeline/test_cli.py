@@ -159,7 +159,7 @@ def test_export_takes_a_run_and_says_what_it_made(trueport: Any, run_path: Path,
     (tmp_path / "home" / "thesis").write_text("x")
     code, _, err = trueport("export", run_path, "--out", tmp_path / "home")
     assert code == 2
-    assert "is not empty" in err
+    assert "refusing to replace" in err
 
 
 def test_predict_answers_files_folders_and_standard_input(
@@ -246,3 +246,61 @@ def test_ctrl_c_in_training_keeps_the_checkpoint_and_ends_with_130(tmp_path: Pat
     kept = len((run / "metrics.jsonl").read_text().splitlines())
     assert kept >= 1
     assert not (run / "run.json").exists()
+
+
+def test_json_goes_into_devices_and_through_links(trueport: Any, bundle_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    assert trueport("check", bundle_path, "--json", tmp_path / "link.json")[0] == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text())["faithful"] is True
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    assert trueport("check", bundle_path, "--json", tmp_path / "pipe")[0] == 0
+    assert json.loads(reader.communicate(timeout=10)[0])["faithful"] is True
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_reader_that_has_enough_is_no_error(bundle_path: Path, tmp_path: Path) -> None:
+    file = digit(tmp_path / "a.png", bundle_path)
+    command = [*TRUEPORT, "predict", str(bundle_path), *[str(file)] * 3000]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_a_defect_of_ours_is_told_from_a_failed_gate(trueport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("trueport.pipeline.catalogue.data_table", broken)
+    code, _, err = trueport("data", "list")
+    assert code == 70
+    assert "RuntimeError: a defect" in err
+    assert err.rstrip().endswith("please report it")
+
+
+def test_a_data_folder_may_have_any_name(trueport: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("\N{GRINNING FACE} [old]", "123", "a=b"):
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            for index in range(5):
+                Image.new("L", (8, 8), 20 * index).save(tmp_path / name / label / f"{index}.png")
+        code, out, err = trueport("data", "split", f"./{name}")
+        assert code == 0, err
+        assert name in out
+        code, out, err = trueport(
+            "train", "lenet", "--data", f"./{name}", "--out", f"run-{name}", "--set", "train.epochs=1"
+        )
+        assert code == 0, err
+        assert out.startswith(f"run-{name}: ")
+
+
+def test_a_queue_smaller_than_a_batch_is_refused(trueport: Any, bundle_path: Path) -> None:
+    code, _, err = trueport("serve", bundle_path, "--max-batch", "8", "--max-queue", "4")
+    assert code == 2
+    assert "max_queue_rows is 4" in err

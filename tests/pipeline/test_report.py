@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from trueport.pipeline import disagreement, plots, report, wording
 from trueport.pipeline.bench import BatchBench, BenchReport
-from trueport.pipeline.check import CheckReport
+from trueport.pipeline.check import CheckReport, proven
 from trueport.pipeline.disagreement import Answers, data_uri, softmax
 from trueport.pipeline.report import report_html, write_report
 from trueport.pipeline.run_folder import METRICS, EpochMetrics, Run, RunInfo, write_metrics
@@ -221,7 +221,13 @@ NOT_RUN = not_run("recording", "original", "original", "the original needs torch
 
 def make_check(*verdicts: Verdict) -> CheckReport:
     return CheckReport(
-        bundle="insects", version="1", machine=MACHINE, reference="original", runners=(PORT,), verdicts=verdicts
+        bundle="insects",
+        version="1",
+        faithful=proven(verdicts),
+        machine=MACHINE,
+        reference="original",
+        runners=(PORT,),
+        verdicts=verdicts,
     )
 
 

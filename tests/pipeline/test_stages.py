@@ -10,7 +10,8 @@ import pytest
 
 from trueport.pipeline import stages
 from trueport.pipeline.check import check
-from trueport.pipeline.recipe import Recipe
+from trueport.pipeline.recipe import Recipe, load_recipe
+from trueport.pipeline.run_folder import Run
 from trueport.pipeline.stages import BENCH_JSON, CHECK_JSON, RECORD, REPORT, STAGES, Outcome, outcome_table, run_stages
 from trueport.runtime.bundle import WEIGHTS
 from trueport.runtime.errors import UsageError
@@ -133,10 +134,28 @@ def test_a_failed_gate_is_reported_to_the_end(own: Path, short: Recipe, monkeypa
     def failing(*arguments: object, **options: object) -> object:
         report = check(*arguments, **options)  # type: ignore[arg-type]
         failed = msgspec.structs.replace(report.verdicts[0], status="failed")
-        return msgspec.structs.replace(report, verdicts=(failed, *report.verdicts[1:]))
+        return msgspec.structs.replace(report, verdicts=(failed, *report.verdicts[1:]), faithful=False)
 
     monkeypatch.setattr(stages, "check", failing)
     outcome = run_stages(short, own)
     assert not outcome.check
     assert outcome.report.is_file()
     assert not run_stages(short, own).check
+
+
+def test_what_changed_afterwards_is_in_run_and_bundle(own: Path, short: Recipe) -> None:
+    export = msgspec.structs.replace(short.export, golden=5)
+    changed = msgspec.structs.replace(short, name="renamed", export=export)
+    outcome = run_stages(changed, own)
+    assert outcome.bundle.manifest.name == "renamed"
+    assert len(outcome.bundle.golden().images) == 5 + 3
+    assert Run.open(own).recipe() == changed
+    assert load_recipe(own / "recipe.toml") == changed
+    assert worked(changed, own) == []
+
+
+def test_afresh_does_everything_again(own: Path, short: Recipe) -> None:
+    said: list[str] = []
+    run_stages(short, own, afresh=True, say=said.append)
+    assert not any("skipped" in line for line in said)
+    assert worked(short, own) == []

@@ -122,7 +122,29 @@ def test_accuracy_counts_flips_each_way() -> None:
     assert measured["drop_low"] is not None
     assert measured["drop_high"] is not None
     assert measured["drop_low"] < 2 < measured["drop_high"]
-    assert verdict.would_pass == {"drop_points": pytest.approx(2)}
+    assert verdict.would_pass == {"unexplained": 4.0}
+
+
+def test_a_loss_is_not_made_up_for_by_a_win() -> None:
+    original = np.eye(10, dtype=np.float32)[np.arange(20) % 10]
+    labels = np.arange(20, dtype=np.int64) % 10
+    labels[0] = 5
+    port = original.copy()
+    port[0] = original[5]  # right where the original is wrong
+    port[1] = original[5]  # wrong where it is right
+    verdict = accuracy(port, original, labels, BOUNDS, **NAMES)
+    assert verdict.measured["drop_points"] == 0
+    assert verdict.would_pass == {"unexplained": 2.0}
+
+
+def test_answers_that_are_no_numbers_are_never_right() -> None:
+    """Of a row of NaN, argmax is class 0."""
+    original = np.eye(10, dtype=np.float32)[np.zeros(20, int)]
+    port = original.copy()
+    port[3:] = math.nan
+    verdict = accuracy(port, original, np.zeros(20, np.int64), BOUNDS, **NAMES)
+    assert verdict.measured["top1_port"] == pytest.approx(15)
+    assert verdict.would_pass == {"unexplained": 17.0, "non_finite": 17.0}
 
 
 def test_ties_of_the_original_may_go_either_way() -> None:
