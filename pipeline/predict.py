@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import numpy as np
 
 from trueport.runtime.errors import ImageError, UsageError
+from trueport.runtime.machine import available_cores
+from trueport.runtime.preprocessing import DEFAULT_LIMITS, Pixels
 from trueport.runtime.session import Score, Session
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""What is taken from a folder; a file named by itself is tried whatever its suffix."""
+from .data.dataset import displayed
+from .data.folder import SUFFIXES, files_below, is_picture
+
 STDIN = "-"
 
 
@@ -21,6 +27,7 @@ class Classified(msgspec.Struct, frozen=True, omit_defaults=True):
     """One picture: its best classes, or why there are none."""
 
     picture: str
+    """Its path; bytes of it that are not UTF-8 are escaped."""
     top: tuple[Score, ...] = ()
     error: str = ""
 
@@ -28,34 +35,80 @@ class Classified(msgspec.Struct, frozen=True, omit_defaults=True):
 def predict(session: Session, sources: Iterable[str], top: int = 5) -> Iterator[Classified]:
     """Classify files, folders (recursively, in order of their paths) and `-`, standard input's encoded bytes.
 
-    Raises UsageError for a path that does not exist and a folder without pictures, before anything is classified.
+    A file that is named is tried whatever its suffix, and may be a pipe; of a folder, hidden files are passed over.
+    Raises UsageError for a path that does not exist, a folder without pictures and one that can't be read, before
+    anything is classified.
     """
     files = [file for source in sources for file in _files(source)]
     size = session.batcher.limits.max_batch_rows
-    for start in range(0, len(files), size):
-        yield from _classified(session, files[start : start + size], top)
+    with ThreadPoolExecutor(available_cores()) as pool:  # Pillow frees the interpreter while it decodes and resizes
+        for start in range(0, len(files), size):
+            chunk = files[start : start + size]
+            yield from _classified(session, chunk, list(pool.map(partial(_prepared, session), chunk)), top)
 
 
-def _classified(session: Session, files: list[str], top: int) -> Iterator[Classified]:
-    rows, errors = {}, {}
-    for file in files:
-        try:
-            rows[file] = session.prepare(sys.stdin.buffer.read() if file == STDIN else file)
-        except ImageError as error:
-            errors[file] = str(error)
-    predictions = session.predictions(session.run(np.stack(list(rows.values()))), top) if rows else []
-    answers = dict(zip(rows, predictions, strict=True))
-    for file in files:
-        yield Classified(file, answers[file].top) if file in answers else Classified(file, error=errors[file])
+def _classified(
+    session: Session, files: list[str], prepared: list[Pixels | ImageError], top: int
+) -> Iterator[Classified]:
+    rows = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
+    predictions = iter(session.predictions(session.run(np.stack(rows)), top) if rows else [])
+    for file, pixels in zip(files, prepared, strict=True):
+        if isinstance(pixels, ImageError):
+            yield Classified(displayed(file), error=displayed(str(pixels)))
+        else:
+            yield Classified(displayed(file), next(predictions).top)
+
+
+def _prepared(session: Session, file: str) -> Pixels | ImageError:
+    try:
+        return session.prepare(file) if Path(file).is_file() and file != STDIN else _from_stream(session, file)
+    except ImageError as error:
+        return error
+
+
+def _from_stream(session: Session, file: str) -> Pixels:
+    """Of standard input, a pipe or a device, none of which tells its size: no more is read than a picture may have."""
+    name = "standard input" if file == STDIN else file
+    try:
+        if file == STDIN:
+            data = _bounded(sys.stdin.buffer)
+        else:
+            with Path(file).open("rb") as opened:
+                data = _bounded(opened)
+    except OSError as error:
+        raise ImageError(f"can't read {name}: {error.strerror or error}") from error
+    if len(data) > DEFAULT_LIMITS.max_bytes:
+        raise ImageError(f"{name} has more than {DEFAULT_LIMITS.max_bytes:,} bytes, which is the most that is accepted")
+    try:
+        return session.prepare(data)
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+
+
+def _bounded(stream: IO[bytes]) -> bytes:
+    return stream.read(DEFAULT_LIMITS.max_bytes + 1)
 
 
 def _files(source: str) -> list[str]:
     path = Path(source)
-    if source == STDIN or path.is_file():
+    if source == STDIN:
         return [source]
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{source} does not exist: expected a picture, a folder of pictures, or - for standard input"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"can't read {source}: {error.strerror}") from error
     if not path.is_dir():
-        raise UsageError(f"{source} does not exist: expected a picture, a folder of pictures, or - for standard input")
-    found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        return [source]
+    found = sorted(str(path / name) for name in files_below(path) if is_picture(name) and _may_hold(path / name))
     if not found:
         raise UsageError(f"{source} has no pictures: expected files ending in {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def _may_hold(path: Path) -> bool:
+    """Whether a picture: a pipe that lies in a folder would be waited for; a broken link is to be told of."""
+    return path.is_file() or not path.exists()

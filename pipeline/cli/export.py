@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from trueport.runtime.errors import unknown_name
-from trueport.runtime.manifest import Precision
-
 from . import new_app
+
+if TYPE_CHECKING:
+    from trueport.runtime.manifest import Precision
 
 app = new_app()
 
@@ -38,6 +38,9 @@ def export(
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:
+    from trueport.runtime.errors import unknown_name
+    from trueport.runtime.manifest import Precision
+
     known = get_args(Precision)
     for name in text.split(","):
         if name not in known:

@@ -29,7 +29,7 @@ class Dataset(ABC):
     """Labelled pictures in an order that does not depend on the file system: ascending by id."""
 
     def __init__(self, name: str, classes: Sequence[str], ids: Sequence[str], labels: Iterable[int]) -> None:
-        self.name = name
+        self.name = displayed(name)
         self.ignored: tuple[str, ...] = ()
         """Files that lie among the pictures and are none."""
         self.classes = tuple(classes)
@@ -108,11 +108,16 @@ def verify(dataset: Dataset, done: Done | None = None) -> None:
 
 
 def _bad_pictures(dataset: Dataset, failures: list[tuple[str, ImageError]], total: int) -> UsageError:
-    told = shortened([f"{sample} ({error})" for sample, error in failures])
+    told = shortened([f"{displayed(sample)} ({error})" for sample, error in failures])
     return UsageError(
         f"{len(failures)} of {total} pictures of {dataset.name} can't be used: {told}: "
         "repair them or move them out of the data"
     )
+
+
+def displayed(name: str) -> str:
+    """A file's name as text that UTF-8 and JSON can hold: bytes of it that are not UTF-8 are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def shortened(names: Sequence[str], shown: int = 3) -> str:

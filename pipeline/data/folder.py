@@ -13,11 +13,12 @@ from pathlib import Path, PurePosixPath
 from trueport.runtime.errors import ImageError, UsageError
 from trueport.runtime.preprocessing import FORMATS
 
-from .dataset import Dataset
+from .dataset import Dataset, displayed, shortened
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
+"""What is taken from a folder, here and by `predict`."""
 GREY_MODES = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 CLUTTER = frozenset({"Thumbs.db", "desktop.ini", "__MACOSX"})
@@ -30,14 +31,14 @@ class Folder(Dataset):
     def __init__(self, root: Path) -> None:
         self.root = root
         classes = _classes(root)
-        found = {name: _files(root / name) for name in classes}
+        found = {name: files_below(root / name) for name in classes}
         samples = sorted(
-            (f"{name}/{path}", label) for label, name in enumerate(classes) for path in found[name] if _is_picture(path)
+            (f"{name}/{path}", label) for label, name in enumerate(classes) for path in found[name] if is_picture(path)
         )
         _refuse_empty(root, classes, found)
         super().__init__(root.resolve().name, classes, [sample for sample, _ in samples], (it for _, it in samples))
         self.ignored = tuple(
-            f"{name}/{path}" for name in classes for path in sorted(found[name]) if not _is_picture(path)
+            displayed(f"{name}/{path}") for name in classes for path in sorted(found[name]) if not is_picture(path)
         )
 
     @cached_property
@@ -57,10 +58,13 @@ class Folder(Dataset):
 def _classes(root: Path) -> list[str]:
     if not root.is_dir():
         raise UsageError(f"{root} is not a folder, expected a folder of class folders such as {root}/cat/1.jpg")
-    entries = [entry for entry in root.iterdir() if not _is_hidden(entry.name)]
-    classes = sorted(entry.name for entry in entries if entry.is_dir())
+    try:
+        entries = [entry for entry in root.iterdir() if not _is_hidden(entry.name)]
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise _unreadable([error]) from error
     if not classes:
-        loose = sum(_is_picture(entry.name) for entry in entries)
+        loose = sum(is_picture(entry.name) for entry in entries)
         raise UsageError(
             f"{root} has no class folders ({loose} pictures lie directly in it), "
             f"expected one folder for each class, such as {root}/cat/1.jpg"
@@ -72,21 +76,44 @@ def _classes(root: Path) -> list[str]:
         )
     if len(classes) == 1:
         raise UsageError(f"{root} has the one class folder {classes[0]}, expected at least two to tell apart")
+    if unnamed := [displayed(name) for name in classes if name != displayed(name)]:
+        raise UsageError(
+            f"the names of class folders become labels, expected UTF-8, "
+            f"found {shortened(unnamed)} in {displayed(str(root))}: rename them"
+        )
     return classes
 
 
-def _files(folder: Path) -> list[str]:
-    """Paths below `folder`, with slashes, hidden ones left out."""
+def files_below(folder: Path) -> list[str]:
+    """Paths below `folder`, from there and with slashes, hidden ones left out.
+
+    Raises UsageError that names the folders that can't be read.
+    """
     found: list[str] = []
-    for here, folders, files in os.walk(folder):
+    failures: list[OSError] = []
+    for here, folders, files in os.walk(folder, onerror=failures.append):
         folders[:] = [name for name in folders if not _is_hidden(name)]
         inside = PurePosixPath(Path(here).relative_to(folder).as_posix())
         found += [str(inside / name) for name in files if not _is_hidden(name)]
+    if failures:
+        raise _unreadable(failures) from failures[0]
     return found
 
 
+def is_picture(path: str) -> bool:
+    """By its suffix."""
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
+def _unreadable(failures: list[OSError]) -> UsageError:
+    told = shortened([f"{displayed(str(error.filename))} ({error.strerror})" for error in failures])
+    return UsageError(
+        f"can't read the folder{'s' * (len(failures) > 1)} {told}: allow it, or move the pictures elsewhere"
+    )
+
+
 def _refuse_empty(root: Path, classes: list[str], found: dict[str, list[str]]) -> None:
-    empty = [name for name in classes if not any(map(_is_picture, found[name]))]
+    empty = [name for name in classes if not any(map(is_picture, found[name]))]
     if empty:
         others = sorted({PurePosixPath(path).suffix or path for name in empty for path in found[name]})
         seen = f", only {', '.join(others[:5])} files" if others else ""
@@ -98,10 +125,6 @@ def _refuse_empty(root: Path, classes: list[str], found: dict[str, list[str]]) -
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in CLUTTER
-
-
-def _is_picture(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
 def _mode(path: Path) -> str | None:

@@ -64,7 +64,8 @@ def split(dataset: Dataset, validation: float, test: float, seed: int) -> Split:
 
 
 def _rank(salt: str, sample: str) -> bytes:
-    return hashlib.sha256(f"{salt}\n{sample}".encode()).digest()
+    # An id is a file's name: on POSIX any bytes, which Python holds as surrogates where they are not UTF-8.
+    return hashlib.sha256(f"{salt}\n{sample}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _ascending(indices: Iterable[int]) -> Indices:

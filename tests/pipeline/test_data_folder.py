@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from trueport.pipeline.data import Folder, dataset_names, open_dataset, prepared, verify
+from trueport.pipeline.data import Folder, dataset_names, open_dataset, prepared, split, verify
 from trueport.runtime.errors import UsageError
 from trueport.runtime.manifest import Preprocessing
 from trueport.runtime.preprocessing import prepare
@@ -142,6 +146,49 @@ def test_prepared_is_the_preprocessing_that_ships(pets: Path, tmp_path: Path, mo
     assert isinstance(on_disk, np.memmap)
     assert np.array_equal(on_disk, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["pets"]
+
+
+def test_names_that_are_not_utf_8_are_split_and_shown(pets: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9.png")
+    shutil.copy(pets / "dog" / "0.png", pets / "dog" / odd)
+    dataset = open_dataset(pets)
+    assert f"dog/{odd}" in dataset.ids
+    parts = split(dataset, 0.2, 0.2, 0)
+    assert parts.fingerprint == split(open_dataset(pets), 0.2, 0.2, 0).fingerprint
+    assert sorted([*parts.train, *parts.validation, *parts.test]) == list(range(8))
+    assert len(prepared(dataset, np.arange(8), Preprocessing(height=8, width=8))) == 8
+    (pets / "dog" / odd).write_bytes(b"x")
+    (pets / "dog" / os.fsdecode(b"\xe9.txt")).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"dog/caf\\udce9\.png") as caught:
+        verify(open_dataset(pets))
+    assert str(caught.value).encode()
+    assert open_dataset(pets).ignored == ("dog/\\udce9.txt",)
+    renamed = pets.rename(pets.with_name(os.fsdecode(b"p\xe9ts")))
+    assert open_dataset(renamed).name == "p\\udce9ts"
+
+
+def test_a_class_that_no_label_can_name_is_refused(pets: Path) -> None:
+    (pets / "dog").rename(pets / os.fsdecode(b"ch\xe9vre"))
+    with pytest.raises(UsageError, match=r"expected UTF-8, found ch\\udce9vre in .*: rename"):
+        open_dataset(pets)
+
+
+@pytest.mark.parametrize("name", ["cat", "cat/indoors", ""])
+def test_folders_that_can_t_be_read_are_named(name: str, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = str(pets / name)  # by a stand-in, for nothing is closed to root
+
+    def closing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def opens(path: Any, *arguments: Any) -> Any:
+            if str(path) == closed:
+                raise PermissionError(13, "Permission denied", closed)
+            return function(path, *arguments)
+
+        return opens
+
+    monkeypatch.setattr(os, "scandir", closing(os.scandir))
+    monkeypatch.setattr(os, "listdir", closing(os.listdir))
+    with pytest.raises(UsageError, match=rf"can't read the folder {re.escape(closed)} \(Permission denied\)"):
+        open_dataset(pets)
 
 
 def test_unknown_names_list_near_choices() -> None:

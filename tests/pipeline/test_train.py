@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,7 @@ from rich.console import Console
 from trueport.pipeline import checkpoint, run_folder
 from trueport.pipeline import train as training
 from trueport.pipeline.data import open_dataset, prepared
-from trueport.pipeline.recipe import Recipe, recipe_from_table
+from trueport.pipeline.recipe import Recipe, load_recipe, recipe_from_table
 from trueport.pipeline.run_folder import Run, RunInfo
 from trueport.pipeline.train import train
 from trueport.runtime.errors import MissingError, UsageError
@@ -119,7 +124,7 @@ def test_going_on_after_an_interruption_gives_the_same_bits(
 ) -> None:
     with pytest.raises(StoppedError):
         train(recipe(bars), tmp_path / "run", after_step=stop_at(*when, StoppedError()))
-    with pytest.raises(UsageError, match="is not finished" if when[0] > 1 else "is not a run"):
+    with pytest.raises(UsageError, match="is not finished" if when[0] > 1 else "there is no folder"):
         Run.open(tmp_path / "run")
     train(recipe(bars), tmp_path / "run")
     assert numbers(tmp_path / "run") == numbers(whole)
@@ -214,15 +219,22 @@ def test_what_training_does_not_depend_on_may_change(bars: Path, tmp_path: Path)
     again = train(recipe(bars, train__epochs=1, bench__seconds=9.0), tmp_path)
     assert again.weights_sha256 == first.weights_sha256
     assert Run.open(tmp_path).recipe().bench.seconds == 9.0
+    assert load_recipe(tmp_path / run_folder.RECIPE) == Run.open(tmp_path).recipe()
+    (tmp_path / run_folder.RECIPE).unlink()
+    train(recipe(bars, name="beams", train__epochs=1, check__runner=["onnxruntime:cuda"]), tmp_path)
+    for found in (load_recipe(tmp_path / run_folder.RECIPE), Run.open(tmp_path).recipe()):
+        assert (found.name, found.check.runner, found.bench.seconds) == ("beams", ("onnxruntime:cuda",), 2.0)
+
+
+def with_a_broken_picture(bars: Path, root: Path) -> Path:
+    shutil.copytree(bars, root)
+    broken = root / "upright" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:100])
+    return root
 
 
 def test_a_broken_picture_is_named_before_the_first_epoch(bars: Path, tmp_path: Path) -> None:
-    root = tmp_path / "bars"
-    for file in bars.glob("*/*.png"):
-        (root / file.parent.name).mkdir(parents=True, exist_ok=True)
-        (root / file.parent.name / file.name).write_bytes(file.read_bytes())
-    broken = root / "upright" / "3.png"
-    broken.write_bytes(broken.read_bytes()[:100])
+    root = with_a_broken_picture(bars, tmp_path / "bars")
 
     def never(*_: int) -> None:
         raise AssertionError("training began")
@@ -239,11 +251,121 @@ def test_cuda_that_is_absent_is_missing(bars: Path, tmp_path: Path, monkeypatch:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_foreign_folder_is_not_written_to(bars: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UsageError, match=r"is not empty and has no recipe\.toml"):
-        train(recipe(bars), tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+def test_a_training_afresh_that_fails_leaves_the_run_that_was_there(whole: Path, bars: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    before = contents(out)
+    with pytest.raises(UsageError, match="can't be used"):
+        train(recipe(with_a_broken_picture(bars, tmp_path / "bars")), out, resume=False)
+    with pytest.raises(UsageError, match="has diverged"):
+        train(recipe(bars, train__optimizer="sgd", train__learning_rate=1e9), out, resume=False)
+    shown = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            recipe(bars, train__seed=1),
+            out,
+            resume=False,
+            console=Console(file=shown, width=1000),
+            after_step=stop_at(1, STEPS, KeyboardInterrupt()),
+        )
+    assert "no epoch was complete" in shown.getvalue()
+    assert "discarded" not in shown.getvalue()
+    assert contents(out) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_starting_afresh_says_what_it_discards_and_leaves_nothing_of_it(
+    whole: Path, bars: Path, tmp_path: Path
+) -> None:
+    shown = io.StringIO()
+    train(recipe(bars), tmp_path / "run", resume=False, console=Console(file=shown, width=1000))
+    assert "discarded" not in shown.getvalue()
+    train(recipe(bars, train__seed=3), tmp_path / "run", resume=False, console=Console(file=shown, width=1000))
+    assert f"starting afresh: the run that was in {tmp_path / 'run'} is discarded" in shown.getvalue()
+    assert Run.open(tmp_path / "run").info.seed == 3
+    assert [line.epoch for line in Run.open(tmp_path / "run").metrics()] == [1, 2, 3]
+    assert len(list((tmp_path / "run" / run_folder.TENSORBOARD).iterdir())) == 1
+
+
+def test_a_run_of_another_setup_is_replaced_where_that_is_asked_for(whole: Path, bars: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    changed = recipe(bars, train__epochs=2)
+    with pytest.raises(StoppedError):
+        train(changed, out, replace=True, after_step=stop_at(2, 1, StoppedError()))
+    assert checkpoint.load_checkpoint(out / run_folder.LAST).state.epoch == 1
+    steps: list[int] = []
+    assert train(changed, out, replace=True, after_step=lambda *now: steps.append(now[0])).epochs == 2
+    assert set(steps) == {2}, "what was trained of the new setup is gone on with"
+    assert train(changed, out, replace=True, after_step=stop_at(1, 1, StoppedError())).epochs == 2
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", run_folder.RECIPE, run_folder.WEIGHTS])
+def test_a_foreign_folder_is_not_written_to(name: str, bars: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("x")
+    for resume in (True, False):
+        with pytest.raises(UsageError, match=r"is not empty and no run, which has run\.json or last\.safetensors or"):
+            train(recipe(bars), tmp_path, resume=resume)
+    assert contents(tmp_path) == {name: b"x"}
+
+
+def test_what_trueport_run_has_begun_is_trained_in(bars: Path, tmp_path: Path) -> None:
+    (tmp_path / "stages.json").write_text("{}")
+    run_folder.write_recipe(tmp_path / run_folder.RECIPE, recipe(bars))
+    assert train(recipe(bars, train__epochs=1), tmp_path).epochs == 1
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_can_be_repeated(
+    whole: Path, bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*_: object) -> None:
+        raise StoppedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_checkpoint", stops)
+        with pytest.raises(StoppedError):
+            train(recipe(bars), tmp_path / "run")
+    assert not (tmp_path / "run" / run_folder.LAST).exists()
+    assert (tmp_path / "run" / run_folder.WEIGHTS).exists()
+    train(recipe(bars), tmp_path / "run")
+    assert numbers(tmp_path / "run") == numbers(whole)
+
+
+def test_two_trainings_do_not_write_one_folder(whole: Path, bars: Path, tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def another(epoch: int, step: int) -> None:
+        if step == 1:
+            with pytest.raises(UsageError, match="another training is writing") as caught:
+                train(recipe(bars), tmp_path / "run", resume=epoch > 1)
+            refused.append(str(caught.value))
+
+    train(recipe(bars), tmp_path / "run", after_step=another)
+    assert len(refused) == EPOCHS
+    assert numbers(tmp_path / "run") == numbers(whole)
+
+
+def test_a_lock_is_left_by_a_killed_process_and_by_any_error(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    holds = (
+        "import sys, time; from pathlib import Path; from trueport.pipeline.run_folder import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", holds, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(UsageError, match="another training"), run_folder.locked(folder):
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(StoppedError), run_folder.locked(folder):
+        (folder / "x").touch()
+        raise StoppedError
+    run_folder.refuse_foreign(folder)
+    with run_folder.locked(folder):
+        (folder / "x").unlink()
+    assert not any(folder.iterdir()), "a lock alone is taken away"
 
 
 def test_diverging_is_said_and_leaves_no_finished_run(bars: Path, tmp_path: Path) -> None:

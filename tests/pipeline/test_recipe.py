@@ -1,0 +1,62 @@
+"""A recipe that can't be carried out to the end is refused when it is loaded, by the key that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from trueport.pipeline import run_folder
+from trueport.pipeline.recipe import load_recipe, recipe_from_table, recipe_names
+from trueport.runtime.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("bench.seconds=inf", "bench.seconds is inf, expected a finite number"),
+        ("train.learning_rate=1e999", "train.learning_rate is inf"),
+        ("preprocessing.std=[nan]", "preprocessing.std is nan"),
+        ("preprocessing.mean=[0.5, -inf, 0.5]", "preprocessing.mean is -inf"),
+        ("model.args={width=nan}", "model.args.width is nan"),
+        ("train.seed=100000000000000000000", "train.seed is 100000000000000000000, expected a whole number of at most"),
+        ("model.args={depth=100000000000000000000}", "model.args.depth"),
+        ("data.source=caf\udce9", r"data.source is 'caf\udce9', expected UTF-8"),
+        ("train.epochs=07:32:00", "Expected `int`, got `time` - at `$.train.epochs`"),
+        ("name=1979-05-27", "Expected `str`, got `date` - at `$.name`"),
+        ("data.source=1979-05-27T07:32:00Z", "got `datetime` - at `$.data.source`"),
+        ("model.args={a=1979-05-27}", "got `date` - at `$.model.args"),
+        ("train=3", "got `int` - at `$.train`"),
+        ("train.label_smoothing=1", "< 1.0 - at `$.train.label_smoothing`"),
+        ("check.runner=[]", "length >= 1 - at `$.check.runner`"),
+        ('check.runner=["onnxruntim:cpu"]', "unknown check.runner 'onnxruntim:cpu': did you mean onnxruntime:cpu"),
+        ("bench.batch=[]", "length >= 1 - at `$.bench.batch`"),
+        ("bench.batch=[0]", ">= 1 - at `$.bench.batch"),
+        ("export.precision=[]", "length >= 1 - at `$.export.precision`"),
+        (
+            'export.precision=["fp32", "int8"]',
+            "export.precision is int8, expected fp32: other precisions are not avail",
+        ),
+        ("export.opset=17", ">= 18 - at `$.export.opset`"),
+        ("export.opset=24", "<= 23 - at `$.export.opset`"),
+    ],
+)
+def test_what_can_t_be_carried_out_is_refused_by_its_key(change: str, sentence: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe_from_table({"name": "x"}, [change])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_changing_a_loaded_recipe_is_checked_too() -> None:
+    recipe = load_recipe("digits")
+    with pytest.raises(UsageError, match=r"data\.source is .*, expected UTF-8"):
+        msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, source="caf\udce9"))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_is_read_back_as_it_was_written(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name, ["export.opset=23", 'check.runner=["onnxruntime:cuda", "onnxruntime:cpu"]'])
+    run_folder.write_recipe(tmp_path / "recipe.toml", recipe)
+    assert load_recipe(tmp_path / "recipe.toml") == recipe
