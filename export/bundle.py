@@ -7,13 +7,13 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.atomic import new_folder
+from trueport.runtime.atomic import is_filled, new_folder, replaceable
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, graph_file, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import installed_versions
@@ -22,6 +22,9 @@ from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, 
 from .golden import Rows, answers, bounds_from_noise, golden_set
 from .graph import onnx_from_original, refuse_large
 from .original import Original
+
+REPORTS = "reports"
+"""Folder of a bundle that `check` and `bench` write into: no part of what was exported."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ def write_bundle(
     """
     if other := [precision for precision in precisions if precision != "fp32"]:
         raise UsageError(f"expected precision fp32, found {', '.join(other)}: other precisions are not available yet")
+    out = replaceable(out, refuse_other_content)  # also here: before the work
     images, labels = evaluation
     recorded = golden_set(original, golden, pictures)
     bounds = bounds_from_noise(original, recorded.images)
@@ -80,10 +84,43 @@ def write_bundle(
         provenance=_provenance(original, origin, weights),
         files={file: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for file, data in content.items()},
     )
-    with new_folder(out, MANIFEST) as folder:
+    with new_folder(out, refuse_other_content) as folder:
         for file, data in (content | {MANIFEST: sealed(manifest)}).items():
             (folder / file).write_bytes(data)
     return manifest
+
+
+class _Claim(msgspec.Struct):
+    """What makes a manifest.json one of a bundle, damaged or of another schema though it may be."""
+
+    schema: int
+    files: dict[str, Any]
+
+
+def refuse_other_content(out: Path) -> None:
+    """Raise UsageError, naming one file, where `out` holds anything but a bundle, be it a damaged one."""
+    if not is_filled(out):
+        return
+    claim = _claim(out / MANIFEST)
+    written = {MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *map(graph_file, get_args(Precision))}
+    written |= set(claim.files) if claim else set()
+    for file in out.rglob("*"):
+        name = file.relative_to(out)
+        within_reports = name.parts[0] == REPORTS and len(name.parts) > 1
+        if (file.is_symlink() or not file.is_dir()) and name.as_posix() not in written and not within_reports:
+            raise UsageError(
+                f"{out} holds {name}, which is no part of a bundle: refusing to replace it, choose another name"
+            )
+    if claim is None and not (out / GOLDEN).is_file():
+        found = f"its {MANIFEST} is not one of trueport" if (out / MANIFEST).exists() else f"it has no {MANIFEST}"
+        raise UsageError(f"{out} is not empty and no bundle, {found}: refusing to replace it, choose another name")
+
+
+def _claim(manifest: Path) -> _Claim | None:
+    try:
+        return msgspec.json.decode(manifest.read_bytes(), type=_Claim)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _provenance(original: Original, origin: Origin, weights: bytes) -> Provenance:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,14 +36,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def new_folder(path: Path, marker: str) -> Iterator[Path]:
+def new_folder(path: Path, refuse: Callable[[Path], None]) -> Iterator[Path]:
     """Yield an empty folder beside `path`; when the block ends well it takes the place of `path`.
 
-    An existing `path` is replaced only if it is empty or holds a file named `marker` (it is of the same kind); anything
-    else is refused, so that a mistyped name can't delete a user's folder.
-    Raises UsageError for such a folder, OSError as the file system does; the old folder then stays as it was.
+    Where `path` is a link, the folder that it leads to is replaced and the link stays.
+    refuse: is given the folder and raises UsageError where it holds what must not be deleted.
+    Raises what `refuse` does, UsageError for the folder that this process runs in, OSError as the file system does; the
+    old folder then stays as it was.
     """
-    refuse_foreign_folder(path, marker)
+    path = replaceable(path, refuse)
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent))
     try:
@@ -56,14 +57,29 @@ def new_folder(path: Path, marker: str) -> Iterator[Path]:
         raise
 
 
+def replaceable(path: Path, refuse: Callable[[Path], None]) -> Path:
+    """`path` with its links followed, where `new_folder` may replace it; raises as that does."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and Path.cwd().is_relative_to(path):
+        raise UsageError(f"can't replace {path} from inside it: change to another folder, or choose another name")
+    refuse(path)
+    return path
+
+
 def refuse_foreign_folder(path: Path, marker: str) -> None:
     """Raise UsageError where `path` exists and is neither empty nor a folder that holds `marker`."""
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise UsageError(f"{path} is a file, expected a folder to write: choose another name")
-    if any(path.iterdir()) and not (path / marker).exists():
+    if is_filled(path) and not (path / marker).exists():
         raise UsageError(f"{path} is not empty and has no {marker}: refusing to replace it, choose another name")
+
+
+def is_filled(path: Path) -> bool:
+    """Whether `path` is a folder with something in it. Raises UsageError where it is anything but a folder."""
+    if not os.path.lexists(path):
+        return False
+    if not path.is_dir():
+        kind = "file" if path.exists() else "link that leads nowhere"
+        raise UsageError(f"{path} is a {kind}, expected a folder to write: choose another name")
+    return any(path.iterdir())
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -66,8 +66,10 @@ class Bundle:
         folder = Path(path)
         try:
             data = (folder / MANIFEST).read_bytes()
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
             raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}; `trueport export` makes one") from error
+        except OSError as error:
+            raise BundleError(f"can't read {folder / MANIFEST}: {error.strerror or error}") from error
         bundle = cls(folder, _manifest_from_json(data, folder))
         bundle.verify()
         return bundle
@@ -95,18 +97,25 @@ class Bundle:
             entry = self.manifest.files[name]
         except KeyError:
             raise BundleError(f"{self.path} has no {name}: export the bundle again") from None
-        data = self.file(name).read_bytes()
+        try:
+            data = self.file(name).read_bytes()
+        except OSError as error:
+            raise BundleError(_unreadable(self.path / name)) from error
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise BundleError(_changed(self.path / name))
         return data
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle; BundleError where it would leave the folder."""
+        """The path of a file of the bundle; BundleError where it would leave the folder or can't be one."""
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name or not pure.parts:
             raise BundleError(f"{self.path / MANIFEST} names {name!r}, which is outside the bundle: do not trust it")
         file = self.path.joinpath(*pure.parts)
-        if not file.resolve().is_relative_to(self.path.resolve()):
+        try:
+            inside = file.resolve().is_relative_to(self.path.resolve())
+        except (OSError, RuntimeError, ValueError) as error:  # a link to itself, a NUL
+            raise BundleError(f"{self.path / MANIFEST} names {name!r}, which is no file: {error}") from error
+        if not inside:
             raise BundleError(f"{file} is a link out of the bundle: do not trust it")
         return file
 
@@ -146,13 +155,17 @@ class Bundle:
             with file.open("rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
         except OSError as error:
-            raise BundleError(f"{file} is missing or unreadable: the bundle is damaged, copy it again") from error
+            raise BundleError(_unreadable(file)) from error
         if digest != entry.sha256:
             raise BundleError(_changed(file))
 
 
 def _changed(file: Path) -> str:
     return f"{file} was changed since export (its SHA-256 differs): copy the bundle again, or export it anew"
+
+
+def _unreadable(file: Path) -> str:
+    return f"{file} is missing or unreadable: the bundle is damaged, copy it again"
 
 
 def _manifest_from_json(data: bytes, folder: Path) -> Manifest:
@@ -163,7 +176,7 @@ def _manifest_from_json(data: bytes, folder: Path) -> Manifest:
             remedy = "upgrade trueport" if schema > SCHEMA else "export the bundle again"
             raise BundleError(f"{where} has schema {schema}, this trueport reads schema {SCHEMA}: {remedy}")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise BundleError(f"{where} is damaged: {error}") from error
     if not _is_sealed(data, manifest.sha256):
         raise BundleError(_changed(where))

@@ -19,7 +19,8 @@ from .manifest import Preprocessing
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = str | Path | bytes | Image.Image | NDArray[Any]
+    Encoded = str | Path | bytes | bytearray | memoryview
+    Picture = Encoded | Image.Image | NDArray[Any]
 
 Pixels = NDArray[np.uint8]
 _ACCEPTED = "a path, encoded bytes, a PIL image or a uint8 array (H, W), (H, W, 1) or (H, W, 3)"
@@ -40,7 +41,7 @@ class ImageLimits:
         width, height = size
         if width * height > self.max_pixels:
             raise ImageError(
-                f"{name} has {width} x {height} pixels, at most {self.max_pixels:,} are accepted: make it smaller"
+                f"{name} has {width} x {height} pixels, at most {self.max_pixels:,} are accepted: shrink or crop it"
             )
 
 
@@ -63,32 +64,41 @@ def prepare(
         image = _from_array(source)
     else:
         image = decode(source, limits)
-    return _pixels(_framed(_in_mode(image, preprocessing.mode), preprocessing))
+    try:
+        return _pixels(_framed(_in_mode(image, preprocessing.mode), preprocessing, limits))
+    except MemoryError as error:
+        raise ImageError(f"there is no memory left for a picture of {_shown(image.size)} pixels") from error
+    except ValueError as error:  # Pillow's word for a mode that it can't convert
+        raise ImageError(f"pixels of mode {image.mode} can't be made {preprocessing.mode}: {error}") from error
 
 
-def decode(source: str | Path | bytes | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+def decode(source: Encoded | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
     """Decode a picture whole and turn it upright by its EXIF orientation. Raises ImageError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
-        return ImageOps.exif_transpose(source)
-    name, data = _encoded(source, limits)
+        name, data = "the picture", b""
+    else:
+        name, data = _encoded(source, limits)
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
         limits.check(image.size, name)
         image.load()
         return ImageOps.exif_transpose(image)
     except ImageError:
         raise
+    except MemoryError as error:
+        raise ImageError(f"there is no memory left to decode {name}") from error
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes trips on
         raise ImageError(f"{name} can't be decoded: {error}; it is damaged or truncated") from error
 
 
-def _encoded(source: str | Path | bytes, limits: ImageLimits) -> tuple[str, bytes]:
+def _encoded(source: Encoded, limits: ImageLimits) -> tuple[str, bytes]:
     if isinstance(source, bytes | bytearray | memoryview):
-        name, size, data = "the picture", len(source), bytes(source)
+        data = bytes(source)
+        name, size = "the picture", len(data)
     elif isinstance(source, str | Path):
         path = Path(source)
         name = str(path)
@@ -97,6 +107,8 @@ def _encoded(source: str | Path | bytes, limits: ImageLimits) -> tuple[str, byte
             data = path.read_bytes() if size <= limits.max_bytes else b""
         except OSError as error:
             raise ImageError(f"can't read {name}: {error.strerror or error}") from error
+        except ValueError as error:  # a NUL in the path
+            raise ImageError(f"can't read {name!r}: {error}") from error
     else:
         raise ImageError(f"expected {_ACCEPTED}, found {type(source).__name__}")
     if size > limits.max_bytes:
@@ -132,8 +144,8 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize, and crop where the aspect ratio is kept."""
+def _framed(image: Image.Image, preprocessing: Preprocessing, limits: ImageLimits) -> Image.Image:
+    """Resize, and crop where the aspect ratio is kept: a sliver of few pixels may then become very long."""
     from PIL import Image
 
     height, width = preprocessing.height, preprocessing.width
@@ -144,9 +156,14 @@ def _framed(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
     # Rounding down, and the offsets below, are torchvision's Resize and CenterCrop, so that users' models see the same.
     size = (image.width * shorter // min(image.size), image.height * shorter // min(image.size))
     if image.size != size:
+        limits.check(size, f"a picture of {_shown(image.size)} pixels, resized to a shorter side of {shorter},")
         image = image.resize(size, resample)
     left, top = round((image.width - width) / 2), round((image.height - height) / 2)
     return image.crop((left, top, left + width, top + height))
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def _pixels(image: Image.Image) -> Pixels:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +93,7 @@ class Session:
         self.batcher = Batcher(self._outputs, limits or BatchLimits())
         self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
         self._row_shape = bundle.manifest.preprocessing.shape
+        self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")
         self._closing = threading.Lock()
         self._closed = False
         self.run(np.zeros((1, *self._row_shape), np.uint8))  # what a first run allocates, no request has to wait for
@@ -107,6 +107,11 @@ class Session:
     def labels(self) -> tuple[str, ...]:
         """Class names by index."""
         return self.bundle.manifest.labels
+
+    @property
+    def closed(self) -> bool:
+        """True from the moment that `close` is called: nothing more is accepted."""
+        return self._closed
 
     @property
     def report(self) -> RunnerReport:
@@ -126,20 +131,20 @@ class Session:
         ):
             raise InvalidRequestError(self._expected(batch))
         if self._closed:
-            raise ClosedError("the session is closed: load the bundle again")
+            raise ClosedError(_CLOSED)
         return self.runner.run({self._input: batch})[self._output]
 
     def classify(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
         """The best classes of one picture or of several: paths, encoded bytes, PIL images or uint8 arrays (H, W, C).
 
-        Raises ImageError for the first picture that can't be decoded; `prepare` tries them one by one.
+        Raises ImageError for the first picture that can't be decoded (`prepare` tries them one by one), ClosedError.
         """
         sources = _listed(pictures)
         size = self.batcher.limits.max_batch_rows
         predictions: list[Prediction] = []
         for start in range(0, len(sources), size):
-            rows = list(self._decoders.map(self.prepare, sources[start : start + size]))
-            predictions += self.predictions(self.run(np.stack(rows)), top)
+            decoding = [self._decoding(source) for source in sources[start : start + size]]
+            predictions += self.predictions(self.run(np.stack([row.result() for row in decoding])), top)
         return predictions
 
     def submit(self, picture: Picture, *, deadline_ms: float | None = None, priority: int = 0) -> Future[Prediction]:
@@ -148,7 +153,7 @@ class Session:
         deadline_ms: from now; a request that can't meet it is refused. priority: higher goes first.
         Raises ImageError, OverloadedError, DeadlineError (by the future) or ClosedError.
         """
-        deadline_s = None if deadline_ms is None else deadline_ms / 1000
+        deadline_s = _seconds(deadline_ms)
         rows = self.prepare(picture)[np.newaxis]
         answered = self.batcher.submit(rows, deadline_s=deadline_s, priority=priority)
         return _mapped(answered, self._first_prediction)
@@ -157,8 +162,8 @@ class Session:
         """`submit` for asyncio: decoding happens in a thread, the event loop is never held up."""
         import asyncio
 
-        deadline_s = None if deadline_ms is None else deadline_ms / 1000
-        rows = await asyncio.get_running_loop().run_in_executor(self._decoders, self.prepare, picture)
+        deadline_s = _seconds(deadline_ms)
+        rows = await asyncio.wrap_future(self._decoding(picture))
         outputs = await self.batcher.asubmit(rows[np.newaxis], deadline_s=deadline_s, priority=priority)
         return self._first_prediction(outputs)
 
@@ -189,11 +194,10 @@ class Session:
         with self._closing:
             if self._closed:
                 return
-            self.batcher.close()
             self._closed = True
-            if "_decoders" in self.__dict__:
-                self._decoders.shutdown()
-            self.runner.close()
+        self.batcher.close()
+        self._decoders.shutdown()
+        self.runner.close()
 
     def __enter__(self) -> Session:
         return self
@@ -201,9 +205,11 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @cached_property
-    def _decoders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")
+    def _decoding(self, picture: Picture) -> Future[NDArray[np.uint8]]:
+        try:
+            return self._decoders.submit(self.prepare, picture)
+        except RuntimeError as error:  # the pool's word for being shut down
+            raise ClosedError(_CLOSED) from error
 
     def _outputs(self, rows: Array) -> dict[str, Array]:
         return self.runner.run({self._input: rows})
@@ -217,11 +223,22 @@ class Session:
         return f"expected a uint8 array (N, {height}, {width}, {channels}) with N at least 1, found {found}"
 
 
+_CLOSED = "the session is closed: load the bundle again"
+
+
+def _seconds(deadline_ms: float | None) -> float | None:
+    if deadline_ms is None:
+        return None
+    if not deadline_ms > 0:
+        raise InvalidRequestError(f"deadline_ms must be milliseconds from now, above 0, found {deadline_ms}")
+    return deadline_ms / 1000
+
+
 def _listed(pictures: Picture | Iterable[Picture]) -> list[Picture]:
     """One picture or several, as a list; an array of four axes is several."""
     if isinstance(pictures, np.ndarray):
         return list(pictures) if pictures.ndim == 4 else [pictures]
-    if isinstance(pictures, str | bytes) or not isinstance(pictures, Iterable):
+    if isinstance(pictures, str | bytes | bytearray | memoryview) or not isinstance(pictures, Iterable):
         return [pictures]
     return list(pictures)
 
@@ -231,14 +248,16 @@ def _mapped(source: Future[dict[str, Array]], convert: Callable[[dict[str, Array
     target: Future[Prediction] = Future()
 
     def finish(done: Future[dict[str, Array]]) -> None:
-        if done.cancelled() or not target.set_running_or_notify_cancel():
+        if done.cancelled():
             target.cancel()
+        if not target.set_running_or_notify_cancel():
             return
-        error = done.exception()
-        if error is not None:
+        try:
+            prediction = convert(done.result())
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the one who asked
             target.set_exception(error)
         else:
-            target.set_result(convert(done.result()))
+            target.set_result(prediction)
 
     source.add_done_callback(finish)
     target.add_done_callback(lambda done: source.cancel() if done.cancelled() else None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..bundle import Bundle
-from ..errors import unknown_name
+from ..errors import BundleError, unknown_name
+from ..manifest import MANIFEST, TensorSpec
 from ..runner import Runner
 
 RUNNERS = ("onnxruntime:cpu", "onnxruntime:cuda")
@@ -15,10 +18,36 @@ def open_runner(
     """Open a variant (None: the bundle's first) on a runner, or raise: nothing falls back to anything else.
 
     threads: of one inference; None: one for each core that this process may use.
-    Raises UsageError for an unknown name, MissingError where this machine lacks what the runner needs.
+    The graph is loaded from the very bytes whose hash was checked, and asked whether it is what the manifest states.
+    Raises UsageError for an unknown name, MissingError where this machine lacks what the runner needs, BundleError for
+    a graph that was changed or is not what the manifest states.
     """
     if runner not in RUNNERS:
         raise unknown_name("runner", runner, RUNNERS)
     from .ort import OrtRunner
 
-    return OrtRunner(bundle.file(bundle.variant(variant).file), runner.partition(":")[2], threads)
+    file = bundle.variant(variant).file
+    opened = OrtRunner(bundle.read(file), runner.partition(":")[2], threads, name=str(bundle.path / file))
+    _check_contract(bundle, file, opened)
+    return opened
+
+
+def _check_contract(bundle: Bundle, file: str, runner: Runner) -> None:
+    """Raise BundleError unless the graph's tensors are the manifest's, and these fit its preprocessing and labels."""
+    manifest = bundle.manifest
+    rows, logits = (-1, *manifest.preprocessing.shape), (-1, len(manifest.labels))
+    for kind, stated, found, shape, source in (
+        ("input", manifest.inputs, runner.inputs, rows, "preprocessing makes"),
+        ("output", manifest.outputs, runner.outputs, logits, "labels stand for"),
+    ):
+        if found != stated:
+            difference = f"{file} has the {kind} {_shown(found)}, {MANIFEST} states {_shown(stated)}"
+        elif [spec.shape for spec in stated] != [shape]:
+            difference = f"{MANIFEST} states the {kind} {_shown(stated)}, its {source} {list(shape)}"
+        else:
+            continue
+        raise BundleError(f"{bundle.path} contradicts itself: {difference}; export the bundle again")
+
+
+def _shown(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs) or "none"

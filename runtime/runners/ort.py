@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
-from ..errors import BundleError, MissingError
+from ..errors import BundleError, ClosedError, MissingError, UsageError
 from ..machine import available_cores
 from ..manifest import DType, TensorSpec
 from ..runner import Array, RunnerReport
 
 _WARNING, _FATAL = 2, 4  # onnxruntime's log severities
+_BAD_GRAPH = (InvalidArgument, InvalidGraph, InvalidProtobuf)
 _DTYPES: dict[str, DType] = {
     "tensor(uint8)": "uint8",
     "tensor(float16)": "float16",
@@ -27,49 +28,68 @@ _DTYPES: dict[str, DType] = {
 class OrtRunner:
     """One onnxruntime session.
 
+    graph: a serialised ONNX model; name: what messages call it.
     threads: of one inference; None: one for each core that this process may use.
     spinning: let idle threads burn their cores for lower latency; off, as in a server they take them from others.
-    Raises MissingError where the provider can't be had or can't take the whole graph, BundleError for a damaged graph.
+    Raises UsageError for fewer than 1 thread, MissingError where the provider can't be had or can't take the whole
+    graph, BundleError for a damaged graph.
     """
 
-    def __init__(self, model: Path, device: str, threads: int | None = None, spinning: bool = False) -> None:
+    def __init__(
+        self,
+        graph: bytes,
+        device: str,
+        threads: int | None = None,
+        spinning: bool = False,
+        *,
+        name: str = "the graph",
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise UsageError(f"threads must be at least 1, or None for one a core, found {threads}")
         self._device = device
         self._threads = threads or available_cores()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = _FATAL  # errors reach us as exceptions
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        self._session = _session(model, device, options)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._session = _session(graph, name, device, options)
+        self.inputs = tuple(_spec(node, name) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, name) for node in self._session.get_outputs())
+        self._provider = self._session.get_providers()[0]
         self._names = [spec.name for spec in self.outputs]
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer one batch; onnxruntime checks names, types and shapes."""
-        return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
+        """Answer one batch; onnxruntime checks names, types and shapes. Raises ClosedError after `close`."""
+        try:
+            session = self._session
+        except AttributeError:
+            raise ClosedError("the runner is closed: open it again") from None
+        return dict(zip(self._names, session.run(self._names, feeds), strict=True))
 
     def report(self) -> RunnerReport:
         """Provider as the session itself tells it."""
         return RunnerReport(
             name=f"onnxruntime:{self._device}",
-            provider=self._session.get_providers()[0],
+            provider=self._provider,
             device=self._device,
             threads=self._threads,
             versions={"onnxruntime": onnxruntime.__version__},
         )
 
     def close(self) -> None:
-        """Drop the session; its memory goes when the last run in flight has ended."""
-        del self._session
+        """Drop the session; its memory goes when the last run in flight has ended. Closing twice is fine."""
+        with contextlib.suppress(AttributeError):
+            del self._session
 
 
-def _session(model: Path, device: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(graph: bytes, name: str, device: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     if device == "cuda":
-        return _cuda_session(model, options)
-    return _created(model, options, ["CPUExecutionProvider"])
+        return _cuda_session(graph, name, options)
+    # Fail is a bad graph here; of the CUDA provider it is a device that failed as well.
+    return _created(graph, name, options, ["CPUExecutionProvider"], (*_BAD_GRAPH, Fail))
 
 
-def _cuda_session(model: Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _cuda_session(graph: bytes, name: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     """A session whose every node is on the GPU, or MissingError.
 
     onnxruntime would rather go on without a provider that does not load, and leave single nodes to the CPU.
@@ -84,7 +104,7 @@ def _cuda_session(model: Path, options: onnxruntime.SessionOptions) -> onnxrunti
     cuda = (provider, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
     with _quiet() as complaints:
         onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from their pip packages, without torch
-        session = _created(model, options, [cuda, "CPUExecutionProvider"])
+        session = _created(graph, name, options, [cuda, "CPUExecutionProvider"], _BAD_GRAPH)
     session.disable_fallback()
     if session.get_providers()[0] != provider:
         reason = complaints.getvalue().strip().splitlines()[:1] or ["no usable NVIDIA GPU or driver"]
@@ -103,17 +123,32 @@ def _cuda_session(model: Path, options: onnxruntime.SessionOptions) -> onnxrunti
     return session
 
 
-def _created(model: Path, options: onnxruntime.SessionOptions, providers: list[Any]) -> onnxruntime.InferenceSession:
+def _created(
+    graph: bytes,
+    name: str,
+    options: onnxruntime.SessionOptions,
+    providers: list[Any],
+    bad_graph: tuple[type[Exception], ...],
+) -> onnxruntime.InferenceSession:
     try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:
-        # onnxruntime's exceptions share no base class but Exception.
-        raise BundleError(f"onnxruntime can't load {model}: {error}") from error
+        return onnxruntime.InferenceSession(graph, options, providers=providers)
+    except bad_graph as error:
+        raise BundleError(f"onnxruntime can't read {name}: {_reason(error)}; export the bundle again") from error
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+        raise MissingError(f"onnxruntime {onnxruntime.__version__} can't run {name} here: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[io.StringIO]:
-    """Collect what onnxruntime prints while it looks for libraries, and silence its log."""
+    """Collect what onnxruntime prints while it looks for libraries, and silence its log.
+
+    Both are the whole process's: for as long as this lasts other threads' prints are collected too, and a host that had
+    set onnxruntime's log level finds it at its default afterwards, since onnxruntime does not tell what it was.
+    """
     said = io.StringIO()
     onnxruntime.set_default_logger_severity(_FATAL)
     try:
@@ -123,6 +158,8 @@ def _quiet() -> Iterator[io.StringIO]:
         onnxruntime.set_default_logger_severity(_WARNING)
 
 
-def _spec(node: Any) -> TensorSpec:
+def _spec(node: Any, name: str) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise BundleError(f"{name} has {node.name} of {node.type}, expected one of {', '.join(_DTYPES)}")
     shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
     return TensorSpec(node.name, _DTYPES[node.type], shape)

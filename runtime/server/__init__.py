@@ -1,7 +1,7 @@
 """The Open Inference Protocol (KServe V2) over HTTP."""
 
 from .app import App
-from .contract import ServerLimits, SessionLike
+from .contract import ServerLimits
 from .serve import serve
 
-__all__ = ["App", "ServerLimits", "SessionLike", "serve"]
+__all__ = ["App", "ServerLimits", "serve"]

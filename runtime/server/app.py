@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from ..errors import InvalidRequestError, TrueportError, UsageError, unknown_name
 from .answers import (
@@ -23,10 +24,13 @@ from .answers import (
     answer_from_json,
     empty_answer,
 )
-from .contract import Receive, Scope, Send, ServerLimits, SessionLike
+from .contract import Receive, Scope, Send, ServerLimits
 from .decoding import Decoder
 from .endpoint import ModelEndpoint, Request
 from .signature import model_config, model_metadata, server_metadata
+
+if TYPE_CHECKING:
+    from ..session import Session
 
 LONGEST_NAME = 100
 DEFAULT_LIMITS = ServerLimits()
@@ -39,7 +43,7 @@ class App:
     application does not close them.
     """
 
-    def __init__(self, sessions: Sequence[SessionLike], limits: ServerLimits = DEFAULT_LIMITS) -> None:
+    def __init__(self, sessions: Sequence[Session], limits: ServerLimits = DEFAULT_LIMITS) -> None:
         if not sessions:
             raise UsageError("there is no model to serve: give at least one")
         self._limits = limits

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 import msgspec
-from numpy.typing import NDArray
 
-from ..errors import ClosedError, DeadlineError, ImageError, InvalidRequestError
+from ..errors import DeadlineError, ImageError, InvalidRequestError
 from .answers import Answer, UnsupportedError, answer_from_json
-from .contract import Rows, ServerLimits, SessionLike
+from .contract import ServerLimits
 from .decoding import Decoder
 from .outputs import answer_from_outputs
 from .protocol import RequestReader, shown
 from .signature import signature_from_manifest
+
+if TYPE_CHECKING:
+    from ..session import Session
 
 DEFAULT_TOP = 5
 
@@ -32,14 +34,17 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 class ModelEndpoint:
     """Answers the POSTs to one version of one model."""
 
-    def __init__(self, session: SessionLike, decoder: Decoder, limits: ServerLimits) -> None:
+    def __init__(self, session: Session, decoder: Decoder, limits: ServerLimits) -> None:
         self.session = session
         self.signature = signature_from_manifest(session.manifest, session.batcher.limits.max_batch_rows)
-        self.ready = True
-        """False once the session was found closed: it does not come back."""
         self._batcher = session.batcher
         self._decoder = decoder
         self._reader = RequestReader(self.signature, limits.max_json_bytes)
+
+    @property
+    def ready(self) -> bool:
+        """False once the session is closed: it does not come back."""
+        return not self.session.closed
 
     async def infer(self, request: Request) -> Answer:
         """Tensors in, tensors out. Raises the RequestErrors and ImageError."""
@@ -50,7 +55,7 @@ class ModelEndpoint:
             begun_s = time.monotonic()
             rows = await self._decoder.rows(self.session.prepare, asked.pictures)
             deadline_s = _remaining(deadline_s, time.monotonic() - begun_s)
-        outputs = await self._submit(rows, deadline_s, asked.priority)
+        outputs = await self._batcher.asubmit(rows, deadline_s=deadline_s, priority=asked.priority)
         return answer_from_outputs(self.signature, asked, outputs)
 
     async def classify(self, request: Request) -> Answer:
@@ -61,25 +66,16 @@ class ModelEndpoint:
         if not request.body:
             raise ImageError("the body is empty, expected the bytes of one JPEG or PNG picture")
         rows = await self._decoder.rows(self.session.prepare, [request.body])
-        outputs = await self._submit(rows, None, 0)
+        outputs = await self._batcher.asubmit(rows)
         logits = outputs[self.signature.json_outputs[0].name]
-        best = self.session.predictions(logits, min(top, logits.shape[-1]))[0].top
+        best = self.session.predictions(logits, top)[0].top
         return answer_from_json(
             {
                 "model_name": self.signature.name,
                 "model_version": self.signature.version,
-                "predictions": [
-                    {"label": each.label, "index": int(each.index), "score": float(each.score)} for each in best
-                ],
+                "predictions": best,
             }
         )
-
-    async def _submit(self, rows: Rows, deadline_s: float | None, priority: int) -> dict[str, NDArray[Any]]:
-        try:
-            return await self._batcher.asubmit(rows, deadline_s=deadline_s, priority=priority)
-        except ClosedError:
-            self.ready = False
-            raise
 
 
 def _remaining(deadline_s: float | None, spent_s: float) -> float | None:

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .app import DEFAULT_LIMITS, App
-from .contract import ServerLimits, SessionLike
+from .contract import ServerLimits
 
 if TYPE_CHECKING:
     import uvicorn
+
+    from ..session import Session
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
@@ -28,7 +30,7 @@ logger = logging.getLogger("trueport.server")
 
 
 def serve(
-    sessions: Sequence[SessionLike],
+    sessions: Sequence[Session],
     host: str = "127.0.0.1",
     port: int = 8000,
     log: Callable[[str], None] = logger.info,
@@ -102,12 +104,12 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: no name at all, as a..b
         raise UsageError(_bind_problem(error, host, port)) from error
 
 
-def _bind_problem(error: OSError, host: str, port: int) -> str:
-    if isinstance(error, socket.gaierror):
+def _bind_problem(error: OSError | ValueError, host: str, port: int) -> str:
+    if isinstance(error, ValueError | socket.gaierror):
         return f"{host!r} is no address of this machine: 127.0.0.1 serves this machine alone, 0.0.0.0 every network"
     if error.errno == errno.EADDRINUSE:
         return f"port {port} on {host} is in use: stop what listens there, or give another port (0 takes a free one)"

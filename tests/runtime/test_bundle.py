@@ -102,3 +102,44 @@ def test_what_is_no_bundle_is_said_so(tmp_path: Path) -> None:
 def test_an_unknown_variant_lists_those_there_are(bundle_path: Path) -> None:
     with pytest.raises(UsageError, match="fp32"):
         Bundle.open(bundle_path).variant("fp16")
+
+
+def test_nested_without_end_is_damage(own_bundle: Path) -> None:
+    depth = 100_000
+    for text in (
+        b'{"schema": 1, "x": ' + b"[" * depth + b"]" * depth + b"}",
+        b"[" * depth,
+        b'{"schema": 1, "x": "\xff"}',
+    ):
+        (own_bundle / MANIFEST).write_bytes(text)
+        with pytest.raises(BundleError, match="is damaged"):
+            Bundle.open(own_bundle)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "loop", "loop/file"])
+def test_what_can_not_be_a_file_is_refused(own_bundle: Path, name: str) -> None:
+    (own_bundle / "loop").symlink_to(own_bundle / "loop")
+    resealed(own_bundle, files=Bundle.open(own_bundle).manifest.files | {name: FileEntry("0" * 64, 6)})
+    with pytest.raises(BundleError):
+        Bundle.open(own_bundle)
+
+
+def test_a_manifest_that_can_not_be_read_is_one_sentence(own_bundle: Path) -> None:
+    manifest = own_bundle / MANIFEST
+    manifest.unlink()
+    manifest.symlink_to(manifest)
+    with pytest.raises(BundleError, match=r"can't read .*manifest\.json"):
+        Bundle.open(own_bundle)
+    manifest.unlink()
+    manifest.mkdir()
+    with pytest.raises(BundleError, match=r"can't read .*manifest\.json"):
+        Bundle.open(own_bundle)
+    with pytest.raises(UsageError, match="is not a bundle"):
+        Bundle.open("a\0b")
+
+
+def test_a_file_that_goes_after_opening_is_named(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / GOLDEN).unlink()
+    with pytest.raises(BundleError, match=GOLDEN):
+        bundle.golden()

@@ -40,7 +40,8 @@ def test_path_bytes_image_and_array_agree(tmp_path: Path) -> None:
     array = pixels(20, 30, 3)
     file = tmp_path / "picture.png"
     Image.fromarray(array).save(file)
-    sources = (file, str(file), file.read_bytes(), Image.open(file), array)
+    data = file.read_bytes()
+    sources: tuple[Any, ...] = (file, str(file), data, bytearray(data), memoryview(data), Image.open(file), array)
     results = [prepare(source, COLOUR) for source in sources]
     for result in results:
         assert result.flags.c_contiguous
@@ -110,6 +111,9 @@ def test_what_is_no_picture_is_refused_in_a_sentence(tmp_path: Path) -> None:
         (tmp_path / "empty.png", r"empty\.png is empty"),
         (tmp_path / "absent.png", r"can't read .*absent\.png"),
         (tmp_path, "can't read"),
+        ("a\0b", "can't read"),
+        (Image.open(io.BytesIO(jpeg[: len(jpeg) // 2])), "damaged or truncated"),
+        (Image.new("La", (8, 8)), "mode La"),
         (np.zeros((8, 8, 3), np.float32), "float32"),
         (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
         (np.zeros((0, 8), np.uint8), r"\(0, 8\)"),
@@ -130,6 +134,27 @@ def test_limits_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
     for source in (data, file):
         with pytest.raises(ImageError, match="bytes, at most 10"):
             prepare(source, COLOUR, ImageLimits(max_bytes=10))
+
+
+def test_a_sliver_is_not_blown_up() -> None:
+    sliver = Image.new("L", (500_000, 1))
+    shorter = Preprocessing(height=224, width=224, resize="shorter-side")
+    for source in (encoded(sliver), sliver, np.asarray(sliver)):
+        with pytest.raises(ImageError, match="112000000 x 224 pixels, at most 64,000,000"):
+            prepare(source, shorter)
+    assert prepare(encoded(sliver), COLOUR).shape == COLOUR.shape
+
+
+@pytest.mark.parametrize("method", ["load", "resize"])
+def test_a_lack_of_memory_refuses_the_picture(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    data = encoded(Image.fromarray(pixels(20, 30, 3)), "BMP")
+
+    def exhausted(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load" if method == "load" else "PIL.Image.Image.resize", exhausted)
+    with pytest.raises(ImageError, match="no memory left"):
+        prepare(data, COLOUR)
 
 
 def test_damaged_bytes_never_raise_anything_else() -> None:

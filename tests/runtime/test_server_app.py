@@ -6,10 +6,11 @@ import asyncio
 import io
 import json
 import random
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from trueport.runtime import preprocessing
+from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.errors import (
     ClosedError,
     DeadlineError,
@@ -73,7 +74,7 @@ class FakeBatcher:
     limits: Any = field(default_factory=lambda: SimpleNamespace(max_batch_rows=8))
 
     async def asubmit(
-        self, rows: NDArray[np.uint8], *, deadline_s: float | None, priority: int
+        self, rows: NDArray[np.uint8], *, deadline_s: float | None = None, priority: int = 0
     ) -> dict[str, NDArray[Any]]:
         self.asked.append((deadline_s, priority))
         if self.failure is not None:
@@ -87,18 +88,23 @@ class FakeBatcher:
 class FakeSession:
     manifest: Manifest = field(default_factory=manifest)
     batcher: FakeBatcher = field(default_factory=FakeBatcher)
+    closed: bool = False
 
     def prepare(self, source: bytes) -> NDArray[np.uint8]:
         return preprocessing.prepare(source, self.manifest.preprocessing)
 
-    def predictions(self, logits: NDArray[Any], top: int) -> list[Any]:
+    def predictions(self, logits: NDArray[Any], top: int) -> list[Prediction]:
         best = np.argsort(-logits, axis=1)[:, :top]
         return [
-            SimpleNamespace(top=[SimpleNamespace(label=f"class {i}", index=i, score=row[i]) for i in order])
+            Prediction(tuple(Score(f"class {i}", int(i), float(row[i])) for i in order))
             for row, order in zip(logits, best, strict=True)
         ]
 
     def close(self) -> None: ...
+
+
+def serving(*sessions: FakeSession, **limits: int) -> App:
+    return App(cast("list[Session]", sessions), ServerLimits(**limits))
 
 
 @dataclass
@@ -213,7 +219,7 @@ def session() -> FakeSession:
 
 @pytest.fixture
 def app(session: FakeSession) -> Iterator[App]:
-    app = App([session])
+    app = serving(session)
     yield app
     app.close()
 
@@ -435,9 +441,7 @@ def test_an_unexpected_failure_is_logged_with_its_cause(
 
 
 def test_a_closed_session_is_no_longer_ready(app: App, session: FakeSession) -> None:
-    session.batcher.failure = ClosedError("closed")
-    body, headers = binary_request(pixels(1))
-    call(app, "POST", INFER, body, headers)
+    session.closed = True
     assert call(app, "GET", "/v2/models/digits/ready").status == 400
     assert call(app, "GET", "/v2/health/ready").status == 400
     assert call(app, "GET", "/v2/health/live").status == 200
@@ -592,7 +596,7 @@ def test_a_body_in_pieces_is_put_together(app: App) -> None:
 
 
 def test_a_body_that_is_too_large_is_413(session: FakeSession) -> None:
-    app = App([session], ServerLimits(max_body_bytes=1000, max_json_bytes=500))
+    app = serving(session, max_body_bytes=1000, max_json_bytes=500)
     declared = call(app, "POST", INFER, b"x" * 1001)
     assert declared.status == 413
     assert "connection" not in declared.headers  # what is left of the body has a known end
@@ -617,7 +621,7 @@ def test_a_client_that_goes_away_gets_no_answer(app: App) -> None:
 
 
 def test_too_many_waiting_pictures_are_refused(session: FakeSession) -> None:
-    app = App([session], ServerLimits(max_waiting_pictures=3))
+    app = serving(session, max_waiting_pictures=3)
     body, headers = bytes_request(*[picture(pixels(1))] * 2)
 
     async def both() -> list[Response]:
@@ -628,6 +632,39 @@ def test_too_many_waiting_pictures_are_refused(session: FakeSession) -> None:
     assert call(app, "POST", INFER, body, headers).status == 200  # both have left
 
 
+def test_pictures_that_come_after_the_end_are_answered_503(app: App) -> None:
+    app.close()
+    for path, (body, headers) in ((INFER, bytes_request(picture(pixels(1)))), ("/classify", (picture(pixels(1)), {}))):
+        response = call(app, "POST", path, body, headers)
+        assert (response.status, "closing" in response.error) == (503, True)
+
+
+def test_pictures_that_wait_at_the_end_are_answered_503(session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thread for each core that there is to use: those behind them are dropped by the end, and told so."""
+    monkeypatch.setattr("trueport.runtime.server.decoding.available_cores", lambda: 3)
+    app, begun, go = serving(session), threading.Semaphore(0), threading.Event()
+    prepare = session.prepare
+
+    def waiting(source: bytes) -> NDArray[np.uint8]:
+        begun.release()
+        go.wait(30)
+        return prepare(source)
+
+    session.prepare = waiting  # type: ignore[method-assign]
+
+    async def ended() -> list[Response]:
+        body = picture(pixels(1))
+        asked = [asyncio.create_task(acall(app, "POST", "/classify", body)) for _ in range(5)]
+        for _ in range(3):
+            await asyncio.get_running_loop().run_in_executor(None, begun.acquire)
+        app.close()
+        go.set()
+        return await asyncio.gather(*asked)
+
+    statuses = sorted(response.status for response in asyncio.run(ended()))
+    assert statuses == [200] * 3 + [503] * 2
+
+
 def test_mounted_below_a_path(app: App) -> None:
     assert call(app, "GET", "/v2/health/live", root_path="/models").status == 200
     assert call(app, "GET", "/v2/models/digits", root_path="/models").json["name"] == "digits"
@@ -635,7 +672,7 @@ def test_mounted_below_a_path(app: App) -> None:
 
 def test_several_models_and_versions() -> None:
     sessions = [FakeSession(manifest(*each)) for each in (("digits", "1"), ("digits", "2"), ("plates", "1"))]
-    app = App(sessions)
+    app = serving(*sessions)
     assert call(app, "GET", "/v2/models/digits").json["versions"] == ["1", "2"]
     body, headers = binary_request(pixels(1))
     for path, expected in (("digits", "2"), ("digits/versions/1", "1"), ("digits/versions/2", "2"), ("plates", "1")):
@@ -650,7 +687,7 @@ def test_several_models_and_versions() -> None:
     [
         [],
         [FakeSession(), FakeSession()],
-        [FakeSession(manifest(name="a/b"))],
+        [FakeSession(manifest(version="a/b"))],
         [FakeSession(manifest(version=""))],
         [FakeSession(manifest(shape=(-1, -1, -1, 3)))],
         [FakeSession(manifest(shape=(-1, 10)))],
@@ -658,7 +695,7 @@ def test_several_models_and_versions() -> None:
 )
 def test_what_can_not_be_served_is_refused_at_once(sessions: list[FakeSession]) -> None:
     with pytest.raises(UsageError):
-        App(sessions)
+        serving(*sessions)
     with pytest.raises(UsageError, match="max_json_bytes must be at least 1"):
         ServerLimits(max_json_bytes=0)
 

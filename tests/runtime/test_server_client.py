@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -24,7 +24,7 @@ import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 
-from trueport.runtime import preprocessing
+from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.errors import OverloadedError, UsageError
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import App, serve
@@ -64,7 +64,9 @@ class FakeSession:
     def batcher(self) -> Any:
         return self
 
-    async def asubmit(self, rows: NDArray[np.uint8], *, deadline_s: float | None, priority: int) -> dict[str, Any]:
+    async def asubmit(
+        self, rows: NDArray[np.uint8], *, deadline_s: float | None = None, priority: int = 0
+    ) -> dict[str, Any]:
         if rows.flat[0] == 255:
             raise OverloadedError("the queue is full", 1.5)
         if rows.flat[0] == 254:
@@ -75,13 +77,17 @@ class FakeSession:
     def prepare(self, source: bytes) -> NDArray[np.uint8]:
         return preprocessing.prepare(source, self.manifest.preprocessing)
 
-    def predictions(self, logits: NDArray[Any], top: int) -> list[Any]:
+    def predictions(self, logits: NDArray[Any], top: int) -> list[Prediction]:
         best = [int(row.argmax()) for row in logits]
-        return [SimpleNamespace(top=[SimpleNamespace(label=LABELS[i], index=i, score=1.0)]) for i in best]
+        return [Prediction((Score(LABELS[i], i, 1.0),)) for i in best]
 
     def close(self) -> None:
         self.closed = True
         print("closed", flush=True)
+
+
+def fakes() -> list[Session]:
+    return cast("list[Session]", [FakeSession()])
 
 
 def pixels(rows: int) -> NDArray[np.uint8]:
@@ -98,9 +104,7 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
     pytest.importorskip(protocol)
     pytest.importorskip(loop)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        App([FakeSession()]), http=protocol, loop=loop, ws="none", log_config=None, access_log=False
-    )
+    config = uvicorn.Config(App(fakes()), http=protocol, loop=loop, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -234,19 +238,25 @@ def test_too_large_a_body_leaves_the_connection_usable(address: str) -> None:
 def test_a_port_in_use_is_a_usage_error_that_says_what_to_do() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        session = FakeSession()
+        sessions = fakes()
         with pytest.raises(UsageError, match=rf"port {port} on 127.0.0.1 is in use: .* another port"):
-            serve([session], port=port)
-        assert session.closed
+            serve(sessions, port=port)
+        assert sessions[0].closed
 
 
 @pytest.mark.parametrize(
     ("host", "port", "expected"),
-    [("127.0.0.1", 65536, "from 0"), ("127.0.0.1", -1, "from 0"), ("no-such-host.invalid", 0, "is no address")],
+    [
+        ("127.0.0.1", 65536, "from 0"),
+        ("127.0.0.1", -1, "from 0"),
+        ("no-such-host.invalid", 0, "is no address"),
+        ("a..b", 0, "is no address"),
+        ("a\0b", 0, "is no address"),
+    ],
 )
 def test_an_address_that_can_not_be_had_is_a_usage_error(host: str, port: int, expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        serve([FakeSession()], host, port)
+        serve(fakes(), host, port)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
@@ -284,4 +294,4 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    serve([FakeSession()], port=0, log=say)
+    serve(fakes(), port=0, log=say)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from trueport.runtime import BatchLimits, Session, load
+from trueport.runtime import BatchLimits, Prediction, Session, load
+from trueport.runtime.answering import RowsFuture
 from trueport.runtime.errors import ClosedError, ImageError, InvalidRequestError, MissingError, UsageError
+from trueport.runtime.session import _mapped
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,8 @@ def test_classify_takes_whatever_holds_a_picture(session: Session, tmp_path: Pat
     several = session.classify([file, str(file), buffer.getvalue(), image, array])
     assert len({prediction.label for prediction in several}) == 1
     assert several[0].label == session.labels[int(evaluation.logits[0].argmax())]
-    for single in (file, buffer.getvalue(), image, array):
+    encoded = buffer.getvalue()
+    for single in (file, encoded, bytearray(encoded), memoryview(encoded), image, array):
         assert session.classify(single) == several[:1]
     assert len(session.classify(evaluation.images[:70])) == 70
 
@@ -97,6 +103,78 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest(bundle_path: Pat
         session.submit(image)
     with pytest.raises(ClosedError):
         session.run(image[np.newaxis])
+
+
+def test_every_way_in_is_shut_after_closing(bundle_path: Path) -> None:
+    image = np.zeros((32, 32, 1), np.uint8)
+    before = set(threading.enumerate())
+    session = load(bundle_path)
+    assert not session.closed
+    session.close()
+    assert session.closed
+    for use in (session.classify, lambda picture: asyncio.run(session.asubmit(picture)), session.submit):
+        with pytest.raises(ClosedError):
+            use(image)
+    assert set(threading.enumerate()) <= before
+
+
+def test_closing_shuts_the_way_in_before_it_waits_for_answers(bundle_path: Path) -> None:
+    session = load(bundle_path)
+    seen: list[bool] = []
+    answered = session.submit(np.zeros((32, 32, 1), np.uint8))
+    answer_the_rest = session.batcher.close
+
+    def close(drain: bool = True, timeout_s: float | None = None) -> None:
+        seen.append(session.closed)
+        session.close()  # a second one neither waits for the first nor does its work again
+        answer_the_rest()
+
+    session.batcher.close = close  # type: ignore[method-assign]
+    session.close()
+    assert seen == [True]
+    assert answered.result(0).top
+
+
+def test_a_run_that_meets_the_closing_is_refused_as_closed(bundle_path: Path) -> None:
+    session = load(bundle_path)
+    session.runner.close()  # what another thread's `close` may have done between the check and the run
+    with pytest.raises(ClosedError):
+        session.run(np.zeros((1, 32, 32, 1), np.uint8))
+    session.close()
+
+
+def test_a_cancelled_answer_is_waited_for_by_nobody(session: Session) -> None:
+    source: Future[Any] = Future()
+    target = _mapped(source, session._first_prediction)
+    source.cancel()
+    assert wait([target], timeout=10).done == {target}
+    source = RowsFuture()
+    target = _mapped(source, session._first_prediction)
+    source.leave_queue = lambda: True
+    target.cancel()
+    assert source.cancelled()
+    assert wait([target], timeout=10).done == {target}
+
+
+def test_an_answer_that_can_not_be_told_settles_with_the_reason() -> None:
+    source: Future[Any] = Future()
+
+    def convert(_: Any) -> Prediction:
+        raise IndexError("no such label")
+
+    target = _mapped(source, convert)
+    source.set_result({})
+    with pytest.raises(IndexError, match="no such label"):
+        target.result(10)
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -1, float("nan")])
+def test_a_deadline_in_the_past_is_named_as_it_was_given(session: Session, deadline_ms: float) -> None:
+    image = np.zeros((32, 32, 1), np.uint8)
+    with pytest.raises(InvalidRequestError, match=f"deadline_ms .* found {deadline_ms}"):
+        session.submit(image, deadline_ms=deadline_ms)
+    with pytest.raises(InvalidRequestError, match="deadline_ms"):
+        asyncio.run(session.asubmit(image, deadline_ms=deadline_ms))
 
 
 def test_threads_are_what_was_asked_for(bundle_path: Path) -> None:
