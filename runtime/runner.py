@@ -39,7 +39,7 @@ class Runner(Protocol):
         ...
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Answer one batch; every output by name."""
+        """Answer one batch; every output by name. Refuses names, types and shapes other than those of `inputs`."""
         ...
 
     def report(self) -> RunnerReport:

@@ -90,6 +90,7 @@ class Session:
         self.bundle = bundle
         self.variant = variant
         self.runner = runner
+        self._run = runner.run
         self.batcher = Batcher(self._outputs, limits or BatchLimits())
         self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
         self._row_shape = bundle.manifest.preprocessing.shape
@@ -123,16 +124,13 @@ class Session:
 
         Raises InvalidRequestError for another type or shape, ClosedError after `close`.
         """
-        if (
-            not isinstance(batch, np.ndarray)
-            or batch.dtype != np.uint8
-            or batch.shape[1:] != self._row_shape
-            or not batch.size
-        ):
-            raise InvalidRequestError(self._expected(batch))
-        if self._closed:
-            raise ClosedError(_CLOSED)
-        return self.runner.run({self._input: batch})[self._output]
+        try:
+            if len(batch):
+                return self._run({self._input: batch})[self._output]
+        except Exception:  # the runner's own check: looking first would cost every call what only a wrong one needs
+            if self._fits(batch):
+                raise
+        raise InvalidRequestError(self._expected(batch))
 
     def classify(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
         """The best classes of one picture or of several: paths, encoded bytes, PIL images or uint8 arrays (H, W, C).
@@ -216,6 +214,9 @@ class Session:
 
     def _first_prediction(self, outputs: dict[str, Array]) -> Prediction:
         return self.predictions(outputs[self._output])[0]
+
+    def _fits(self, batch: object) -> bool:
+        return isinstance(batch, np.ndarray) and batch.dtype == np.uint8 and batch.shape[1:] == self._row_shape
 
     def _expected(self, batch: object) -> str:
         height, width, channels = self._row_shape

@@ -74,8 +74,9 @@ def session_overhead(bundle: Path) -> str:
         paired = compare(
             lambda: session.run(images), lambda: bare.run(["logits"], feeds), seconds=4, min_blocks=20, rows=1
         )
-    added = (paired.a.median_ms - paired.b.median_ms) * 1000
-    return f"{added:+.1f} us on {paired.b.median_ms * 1000:.1f} us (ratio {paired.ratio:.3f})"
+    bare_us = paired.b.median_ms * 1000
+    low, added, high = ((ratio - 1) * bare_us for ratio in (paired.ratio_low, paired.ratio, paired.ratio_high))
+    return f"{added:+.1f} us ({low:+.1f} to {high:+.1f}) on {bare_us:.0f} us"
 
 
 def process_seconds(*arguments: str) -> float:
