@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,8 +75,3 @@ def emit_json(result: object, target: str | None) -> None:
 def say(text: str) -> None:
     """A remark on standard error."""
     print(text, file=sys.stderr, flush=True)
-
-
-def narrator(quiet: bool) -> Callable[[str], None]:
-    """`say`, or silence."""
-    return (lambda _: None) if quiet else say

@@ -66,12 +66,6 @@ def replaceable(path: Path, refuse: Callable[[Path], None]) -> Path:
     return path
 
 
-def refuse_foreign_folder(path: Path, marker: str) -> None:
-    """Raise UsageError where `path` exists and is neither empty nor a folder that holds `marker`."""
-    if is_filled(path) and not (path / marker).exists():
-        raise UsageError(f"{path} is not empty and has no {marker}: refusing to replace it, choose another name")
-
-
 def is_filled(path: Path) -> bool:
     """Whether `path` is a folder with something in it. Raises UsageError where it is anything but a folder."""
     if not os.path.lexists(path):
