@@ -138,7 +138,7 @@ def outcome_table(outcome: Outcome) -> Table:
     rows = [
         ("model", f"{info.arch}, {info.parameters:,} parameters, {len(info.labels)} classes"),
         ("accuracy", f"{info.test_accuracy:.2%} on {info.test_count} held-out test pictures"),
-        ("faithful", check_summary(checked)),
+        ("verdict", check_summary(checked)),
         *(("speed", _speed(result)) for result in timed.batches),
         *([("", f"other work took {busy:.0%} of the processor: time again on a quiet machine")] if busy > LOUD else []),
         ("bundle", str(outcome.bundle.path)),
