@@ -261,7 +261,8 @@ def _timed(call: Call, seconds: float, clock: Clock) -> NDArray[np.float64]:
         call()
         stamps.append(clock())
     # A call shorter than the clock's step took at least some of it.
-    return np.maximum(np.diff(np.array(stamps, np.int64)), 1) / 1e9
+    durations: NDArray[np.float64] = np.maximum(np.diff(np.array(stamps, np.int64)), 1) / 1e9
+    return durations
 
 
 @contextmanager
