@@ -134,7 +134,7 @@ def _provenance(original: Original, origin: Origin, weights: bytes) -> Provenanc
         seed=origin.seed,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         versions=installed_versions(),
-        recipe=msgspec.to_builtins(origin.recipe),
+        recipe=origin.recipe,
     )
 
 
