@@ -41,7 +41,7 @@ bench: .venv/installed           ## the figures of docs/numbers.md, on this mach
 
 requirements:                    ## pin again from pyproject.toml, versions and hashes only
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra serve --extra train --group dev pyproject.toml -o requirements.txt
+		--extra serve --extra train --extra timm --group dev pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

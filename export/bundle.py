@@ -75,6 +75,7 @@ def write_bundle(
     manifest = Manifest(
         name=name,
         version="1",
+        task=original.task,
         inputs=(original.input_spec,),
         outputs=(original.output_spec,),
         preprocessing=original.preprocessing,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import BundleError, missing_extra
 from trueport.runtime.machine import available_cores
-from trueport.runtime.manifest import Normalisation, Preprocessing, TensorSpec
+from trueport.runtime.manifest import Normalisation, Preprocessing, Task, TensorSpec
 from trueport.runtime.runner import Array, RunnerReport
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Original:
     normalisation: Normalisation
     arch: str
     arch_args: dict[str, int | float | str | bool] = field(default_factory=dict)
+    task: Task = "classification"
 
     def __post_init__(self) -> None:
         channels = self.preprocessing.channels
@@ -144,7 +145,13 @@ def original_from_bundle(bundle: Bundle) -> Original:
     except RuntimeError as error:
         raise BundleError(f"the weights of {bundle.path} don't fit {origin.arch}: {error}") from error
     return Original(
-        module, manifest.labels, manifest.preprocessing, manifest.normalisation, origin.arch, origin.arch_args
+        module,
+        manifest.labels,
+        manifest.preprocessing,
+        manifest.normalisation,
+        origin.arch,
+        origin.arch_args,
+        manifest.task,
     )
 
 

@@ -6,10 +6,12 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 Build = Callable[..., nn.Module]
+Decorated = TypeVar("Decorated", bound=Build)
 
 
 class UnknownModelError(LookupError):
@@ -38,12 +40,21 @@ class ModelSpec:
     """One line for people."""
     paper: str
     url: str
-    size: int
+    size: tuple[int, int]
     """Height and width in pixels it was designed for."""
     channels: tuple[int, ...] = (3,)
     """Numbers of input channels it can be built for; 1 is grey, 3 is RGB."""
     fixed_size: bool = False
     """Whether `size` is the only one it can take."""
+    minimum: int = 1
+    """Pixels: the smallest height and width it can take, where the size is free."""
+    mean: float = 0.5
+    """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1."""
+    std: float = 0.5
+    imagenet: str | None = None
+    """The architecture of torchvision whose ImageNet weights it can take, tensor by tensor."""
+    aliases: tuple[str, ...] = ()
+    """Other names it is found under."""
 
     @property
     def arguments(self) -> Mapping[str, object]:
@@ -53,6 +64,7 @@ class ModelSpec:
 
 
 _SPECS: dict[str, ModelSpec] = {}
+_ALIASES: dict[str, str] = {}
 
 
 def register(
@@ -61,37 +73,68 @@ def register(
     summary: str,
     paper: str,
     url: str,
-    size: int,
+    size: int | tuple[int, int],
     channels: tuple[int, ...] = (3,),
     fixed_size: bool = False,
-) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Put the decorated module into the catalogue. Raises ValueError where the name is taken."""
+    minimum: int = 1,
+    mean: float = 0.5,
+    std: float = 0.5,
+    imagenet: str | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Callable[[Decorated], Decorated]:
+    """Put the decorated module, or function that makes one, into the catalogue. Raises ValueError for a taken name."""
 
-    def decorate(build: type[nn.Module]) -> type[nn.Module]:
-        if name in _SPECS:
-            raise ValueError(f"two architectures are named {name!r}: {_SPECS[name].build} and {build}")
-        _SPECS[name] = ModelSpec(name, build, summary, paper, url, size, channels, fixed_size)
+    def decorate(build: Decorated) -> Decorated:
+        for taken in (name, *aliases):
+            if taken in _SPECS or taken in _ALIASES:
+                raise ValueError(f"two architectures are named {taken!r}: {spec(taken).build} and {build}")
+        _SPECS[name] = ModelSpec(
+            name=name,
+            build=build,
+            summary=summary,
+            paper=paper,
+            url=url,
+            size=(size, size) if isinstance(size, int) else size,
+            channels=channels,
+            fixed_size=fixed_size,
+            minimum=minimum,
+            mean=mean,
+            std=std,
+            imagenet=imagenet,
+            aliases=aliases,
+        )
+        _ALIASES.update(dict.fromkeys(aliases, name))
         return build
 
     return decorate
 
 
+@runtime_checkable
+class Adapted(Protocol):
+    """A module that looks at the training data once, before the first epoch, and keeps what it saw in its buffers."""
+
+    def adapt(self, images: Tensor) -> None:
+        """Take normalised training pictures (N, C, H, W)."""
+
+
 def names() -> list[str]:
-    """Every architecture's name, sorted."""
+    """Every architecture's name, sorted; aliases are left out."""
     return sorted(_SPECS)
 
 
 def spec(name: str) -> ModelSpec:
-    """What is known about an architecture. Raises UnknownModelError."""
-    if name not in _SPECS:
-        raise UnknownModelError(name, names())
-    return _SPECS[name]
+    """What is known about an architecture, by its name or an alias. Raises UnknownModelError."""
+    found = _SPECS.get(_ALIASES.get(name, name))
+    if found is None:
+        raise UnknownModelError(name, sorted([*_SPECS, *_ALIASES]))
+    return found
 
 
 def create(name: str, *, num_classes: int, channels: int = 3, **arguments: object) -> nn.Module:
     """Build an architecture with fresh weights, drawn from torch's global generator.
 
-    It takes float32 (B, channels, H, W) and answers logits (B, num_classes).
+    It takes float32 (B, channels, H, W) and answers logits (B, num_classes); while it is in training mode it may answer
+    a tuple, the logits first and then those of its auxiliary classifiers.
     Raises UnknownModelError, and ModelArgumentError for an argument it does not have or can't take.
     """
     found = spec(name)

@@ -13,7 +13,7 @@ from .resolve import catalogue
 def models_table() -> Table:
     """Every architecture."""
     rows = tuple(
-        (spec.name, f"{spec.size} x {spec.size}", "/".join(map(str, spec.channels)), spec.summary, spec.paper)
+        (spec.name, f"{spec.size[0]} x {spec.size[1]}", "/".join(map(str, spec.channels)), spec.summary, spec.paper)
         for spec in catalogue()
     )
     return Table("", ("name", "pixels", "channels", "what it is", "paper"), rows)

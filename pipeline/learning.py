@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from trueport.runtime.errors import MissingError
 
-from .recipe import TrainSection
+from .recipe import Recipe, TrainSection
 
 EVALUATION_BATCH = 256
 
@@ -58,12 +58,13 @@ def evaluate(
     return loss / len(data), right / len(data)
 
 
-def batches(data: Labelled, section: TrainSection, epoch: int) -> Iterator[Labelled]:
+def batches(data: Labelled, recipe: Recipe, epoch: int) -> Iterator[Labelled]:
     """The epoch's batches in its own order, each picture moved in its own way; the last one may be smaller."""
+    section = recipe.train
     chance = torch.Generator().manual_seed(derived_seed(section.seed, "order", epoch))
     order = torch.randperm(len(data), generator=chance)
     chance.manual_seed(derived_seed(section.seed, "shift", epoch))
-    reach = section.shift_px
+    reach = recipe.augment.shift_px
     shifts = torch.randint(-reach, reach + 1, (len(data), 2), generator=chance)  # by sample, not by place in the order
     for rows in torch.split(order, section.batch_size):
         images = data.images[rows]

@@ -21,6 +21,9 @@ from trueport.runtime.runners import RUNNERS
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 NotNegative = Annotated[float, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 
 
 class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,45 +39,98 @@ class DataSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which architecture, and its own arguments."""
+    """Which architecture, its own arguments, and the weights it starts from."""
 
     arch: str = "lenet"
     args: dict[str, int | float | str | bool] = {}
+    init: str = ""
+    """Empty: fresh weights. imagenet: torchvision's or timm's. Else a file: safetensors, or a weights-only state dict."""
 
 
 class PreprocessingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Changes to what the architecture and the data imply; see `Preprocessing` and `Normalisation` of the bundle."""
 
-    size: Positive | None = None
-    """Pixels, height and width; None: the architecture's own."""
+    size: Positive | tuple[Positive, Positive] | None = None
+    """Pixels: one number for a square, or [height, width]; None: the architecture's own."""
     mode: Literal["RGB", "L"] | None = None
     """None: grey where all of the data is grey."""
     resize: Literal["exact", "shorter-side"] = "exact"
     resize_to: Positive | None = None
     resample: Resample = "bilinear"
-    mean: tuple[float, ...] = (0.5,)
-    """One value, or one per channel, on a scale of 0 to 1."""
-    std: tuple[float, ...] = (0.5,)
+    mean: tuple[float, ...] | None = None
+    """One value, or one per channel, on a scale of 0 to 1; None: what the initial weights were trained with, else the
+    architecture's own."""
+    std: tuple[float, ...] | None = None
+
+
+class AugmentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What training pictures go through, drawn anew for each in each epoch; the transforms are torchvision's v2."""
+
+    shift_px: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Moved by up to so many pixels each way; the border's pixels fill what is laid bare."""
+    horizontal_flip: Probability = 0.0
+    vertical_flip: Probability = 0.0
+    crop_scale: tuple[Share, Share] | None = None
+    """RandomResizedCrop in place of resize and crop: the share of the picture's area, least and most."""
+    crop_ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Of the random crop: width by height, least and most."""
+    randaugment: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Operations of RandAugment; 0: none."""
+    randaugment_magnitude: Annotated[int, msgspec.Meta(ge=0, le=30)] = 9
+    erase: Probability = 0.0
+    """Of RandomErasing."""
+    mixup: NotNegative = 0.0
+    """Alpha of MixUp; 0: none. With `cutmix` too, each batch is mixed by one of them, drawn evenly."""
+    cutmix: NotNegative = 0.0
 
 
 class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train."""
 
-    epochs: Positive = 30
+    epochs: Annotated[int, msgspec.Meta(ge=0)] = 30
+    """0: the initial weights are taken as they are, which needs model.init."""
     batch_size: Positive = 64
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-3
-    weight_decay: NotNegative = 0.01
-    momentum: NotNegative = 0.9
-    """Of sgd."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: NotNegative = 1.0
+    """Of each process."""
+    accumulate: Positive = 1
+    """Batches whose gradients make one step."""
+    loss: Literal["auto", "cross-entropy", "binary-cross-entropy"] = "auto"
+    """auto: cross-entropy for one label a picture, binary cross-entropy for several."""
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
-    shift_px: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """Each training picture is moved by up to so many pixels each way, anew in each epoch."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: the loss counts a class inversely to how often it occurs in the training part."""
+    auxiliary_weight: NotNegative = 0.3
+    """Of each auxiliary classifier's loss, where the architecture has any."""
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad"] = "adamw"
+    learning_rate: PositiveFloat = 1e-3
+    weight_decay: NotNegative = 0.01
+    momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    """Of sgd and rmsprop."""
+    nesterov: bool = False
+    """Of sgd."""
+    schedule: Literal["cosine", "constant", "step", "exponential", "one-cycle"] = "cosine"
+    warmup_epochs: NotNegative = 1.0
+    step_epochs: Positive = 30
+    """Of the schedule step: the learning rate is multiplied by gamma after every so many epochs."""
+    gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    """Of the schedules step and exponential, which multiplies by it after every epoch."""
+    clip_norm: NotNegative = 0.0
+    """Largest norm of all gradients together; 0: not clipped."""
+    ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is validated and kept; 0: none."""
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Automatic mixed precision; the weights stay float32."""
+    channels_last: bool = False
+    compile: bool = False
+    """By torch.compile."""
+    freeze: bool = False
+    """Train the last layer alone; the backbone keeps its weights and its batch norm statistics."""
+    patience: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Stop after so many epochs without a better one; 0: never."""
     seed: int = 0
     """Of initial weights, order and augmentation."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Processes that decode and augment; None: as many as help. The numbers don't depend on it."""
 
 
 class ExportSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,6 +178,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     preprocessing: PreprocessingSection = PreprocessingSection()
+    augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
     check: CheckSection = CheckSection()

@@ -56,28 +56,43 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
     Raises UsageError where recipe, architecture and data don't go together.
     """
     section, spec = recipe.preprocessing, model_spec(recipe.model.arch)
-    size = section.size or spec.size
-    if spec.fixed_size and size != spec.size:
-        raise UsageError(
-            f"{spec.name} takes {spec.size} x {spec.size} pictures and no others, found preprocessing.size = {size}"
-        )
+    height, width = _size(section.size, spec)
     mode = section.mode or ("L" if 1 in spec.channels and (dataset.grey or 3 not in spec.channels) else "RGB")
     try:
         preprocessing = Preprocessing(
-            height=size,
-            width=size,
+            height=height,
+            width=width,
             mode=mode,
             resize=section.resize,
             resize_to=section.resize_to,
             resample=section.resample,
         )
-        mean, std = (_per_channel(values, preprocessing) for values in (section.mean, section.std))
+        mean, std = (
+            _per_channel((default,) if values is None else values, preprocessing)
+            for values, default in ((section.mean, spec.mean), (section.std, spec.std))
+        )
         normalisation = Normalisation(mean, std)
     except ValueError as error:
         raise UsageError(f"in the recipe's [preprocessing]: {error}") from error
     if preprocessing.channels not in spec.channels:
         raise UsageError(f"{spec.name} takes no {mode} pictures: change preprocessing.mode or the architecture")
     return preprocessing, normalisation
+
+
+def _size(wanted: int | tuple[int, int] | None, spec: ModelSpec) -> tuple[int, int]:
+    """Height and width, which the architecture must be able to take."""
+    size = (wanted, wanted) if isinstance(wanted, int) else wanted or spec.size
+    if spec.fixed_size and size != spec.size:
+        raise UsageError(
+            f"{spec.name} takes {spec.size[0]} x {spec.size[1]} pictures and no others, "
+            f"found preprocessing.size = {size[0]} x {size[1]}"
+        )
+    if min(size) < spec.minimum:
+        raise UsageError(
+            f"{spec.name} needs pictures of at least {spec.minimum} x {spec.minimum} pixels, "
+            f"found preprocessing.size = {size[0]} x {size[1]}"
+        )
+    return size
 
 
 def _per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:

@@ -26,7 +26,7 @@ import msgspec
 
 from trueport.runtime.atomic import is_filled, write_bytes, write_text
 from trueport.runtime.errors import UsageError, missing_extra
-from trueport.runtime.manifest import Normalisation, Preprocessing
+from trueport.runtime.manifest import Normalisation, Preprocessing, Task
 
 from .data import Dataset, Split, open_dataset, split
 from .recipe import ModelSection, Recipe, recipe_from_table
@@ -66,6 +66,7 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """The whole of run.json."""
 
     schema: int = SCHEMA
+    task: Task
     arch: str
     arch_args: dict[str, int | float | str | bool]
     labels: tuple[str, ...]
@@ -141,7 +142,9 @@ class Run:
         from trueport.export.original import Original
 
         info = self.info
-        return Original(self.model(), info.labels, info.preprocessing, info.normalisation, info.arch, info.arch_args)
+        return Original(
+            self.model(), info.labels, info.preprocessing, info.normalisation, info.arch, info.arch_args, info.task
+        )
 
     def data(self) -> tuple[Dataset, Split]:
         """The data and split it was trained on. Raises UsageError where either is not the same any more."""

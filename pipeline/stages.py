@@ -178,7 +178,8 @@ def _train(job: Job) -> Run:
     data = job.recipe.data
     dataset = open_dataset(data.source)
     section = {key: value for key, value in _plain(job.recipe.train).items() if key != "device"}
-    inputs = [_plain(job.recipe.model), _plain(job.recipe.preprocessing), section, _plain(data), dataset.fingerprint]
+    parts = (job.recipe.model, job.recipe.preprocessing, job.recipe.augment, data)
+    inputs = [*map(_plain, parts), section, dataset.fingerprint]
     outputs = (run_folder.WEIGHTS, run_folder.RUN)
 
     def work(tried_before: bool) -> None:

@@ -119,7 +119,13 @@ def _job(recipe: Recipe, dataset: Dataset) -> _Job:
         torch.manual_seed(derived_seed(recipe.train.seed, "weights"))
         module = new_model(recipe.model, len(dataset.classes), preprocessing.channels)
     original = Original(
-        module, dataset.classes, preprocessing, normalisation, recipe.model.arch, dict(recipe.model.args)
+        module,
+        dataset.classes,
+        preprocessing,
+        normalisation,
+        recipe.model.arch,
+        dict(recipe.model.args),
+        dataset.task,
     )
     return _Job(recipe, dataset, parts, original, _setup(recipe, dataset.fingerprint, parts.fingerprint))
 
@@ -129,7 +135,7 @@ def _setup(recipe: Recipe, data_sha256: str, split_sha256: str) -> dict[str, Any
     table = run_folder.recipe_table(recipe)
     flat = {
         f"{section}.{key}": value
-        for section in ("model", "preprocessing", "train")
+        for section in ("model", "preprocessing", "augment", "train")
         for key, value in table[section].items()
         if (section, key) != ("train", "device")
     }
@@ -267,7 +273,7 @@ def _epoch(
     torch.manual_seed(derived_seed(section.seed, "epoch", epoch))
     total, seen, rate = torch.zeros((), dtype=torch.float64, device=learner.device), 0, 0.0
     steps = math.ceil(len(pictures.train) / section.batch_size)
-    for step, (images, labels) in enumerate(batches(pictures.train, section, epoch), start=1):
+    for step, (images, labels) in enumerate(batches(pictures.train, learner.job.recipe, epoch), start=1):
         rate = learning_rate(section, (epoch - 1) * steps + step, steps)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
@@ -327,6 +333,7 @@ def _finish(learner: _Learner, pictures: _Pictures) -> RunInfo:
     run_folder.load_weights(original.module, run_folder.read_tensors(weights), weights, original.labels)
     test_loss, test_accuracy = evaluate(learner.served, pictures.test, learner.device, recipe.train.label_smoothing)
     info = RunInfo(
+        task=original.task,
         arch=original.arch,
         arch_args=original.arch_args,
         labels=original.labels,

@@ -19,6 +19,10 @@ Resample = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 DType = Literal["uint8", "float16", "float32", "int64", "bytes"]
 
 
+Task = Literal["classification", "multilabel"]
+"""classification: each picture has one label, scores are a softmax. multilabel: any number, scores are sigmoids."""
+
+
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A named tensor; -1 in the shape is the symbolic batch."""
 
@@ -130,7 +134,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     schema: int = SCHEMA
     name: ModelName
     version: str
-    task: Literal["classification"] = "classification"
+    task: Task = "classification"
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     preprocessing: Preprocessing

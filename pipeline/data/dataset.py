@@ -7,18 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.errors import ImageError, UsageError
+from trueport.runtime.manifest import Task
 from trueport.runtime.preprocessing import decode
 
 if TYPE_CHECKING:
     from PIL import Image
 
 Indices = NDArray[np.int64]
+Part = Literal["train", "validation", "test"]
 Done = Callable[[int], None]
 """Told how many more pictures are done."""
 
@@ -35,11 +37,19 @@ class Dataset(ABC):
         self.classes = tuple(classes)
         self.ids = tuple(ids)
         self.labels: Indices = np.fromiter(labels, np.int64, count=len(self.ids))
+        """Of each picture: its class (N,); for several labels a picture 0 or 1 for each class (N, K)."""
+        self.parts: tuple[Part | None, ...] = (None,) * len(self.ids)
+        """The part a picture belongs to where the data set has parts of its own; None: the split decides."""
         if list(self.ids) != sorted(set(self.ids)):
             raise ValueError(f"the ids of {name} must be unique and sorted")
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def task(self) -> Task:
+        """One label a picture, or several."""
+        return "classification" if self.labels.ndim == 1 else "multilabel"
 
     @property
     @abstractmethod

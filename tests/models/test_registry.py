@@ -13,6 +13,7 @@ from trueport.models import registry
 @pytest.fixture
 def empty_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_SPECS", {})
+    monkeypatch.setattr(registry, "_ALIASES", {})
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -20,7 +21,7 @@ def test_every_model_answers_logits_for_every_channel_count_and_trains(name: str
     spec = models.spec(name)
     for channels in spec.channels:
         model = models.create(name, num_classes=7, channels=channels)
-        logits = model(torch.rand(2, channels, spec.size, spec.size))
+        logits = model(torch.rand(2, channels, *spec.size))
         assert logits.shape == (2, 7)
         assert logits.dtype == torch.float32
         logits.sum().backward()

@@ -54,7 +54,8 @@ def recipe(bars: Path, **changes: Any) -> Recipe:
     table: dict[str, Any] = {
         "name": "bars",
         "data": {"source": str(bars), "validation": 0.1, "test": 0.1},
-        "train": {"epochs": EPOCHS, "batch_size": 6, "shift_px": 2, "learning_rate": 0.003, "device": "cpu"},
+        "train": {"epochs": EPOCHS, "batch_size": 6, "learning_rate": 0.003, "device": "cpu"},
+        "augment": {"shift_px": 2},
     }
     return recipe_from_table(table, [f"{key.replace('__', '.')}={value}" for key, value in changes.items()])
 
@@ -204,9 +205,9 @@ def test_another_recipe_is_refused_by_what_differs_unless_started_afresh(bars: P
         if not finished:
             (tmp_path / run_folder.RUN).unlink()
         with pytest.raises(
-            UsageError, match=r"different in train.epochs \(was 1, is 2\), train.shift_px \(was 2, is 0\)"
+            UsageError, match=r"different in augment.shift_px \(was 2, is 0\), train.epochs \(was 1, is 2\)"
         ):
-            train(recipe(bars, train__epochs=2, train__shift_px=0), tmp_path)
+            train(recipe(bars, train__epochs=2, augment__shift_px=0), tmp_path)
         with pytest.raises(UsageError, match="different in the split"):
             train(recipe(bars, train__epochs=1, data__seed=7), tmp_path)
     info = train(recipe(bars, train__epochs=2), tmp_path, resume=False)
