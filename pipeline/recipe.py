@@ -44,13 +44,14 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     arch: str = "lenet"
     args: dict[str, int | float | str | bool] = {}
     init: str = ""
-    """Empty: fresh weights. imagenet: torchvision's or timm's. Else a file: safetensors, or a weights-only state dict."""
+    """Empty: fresh. imagenet: torchvision's or timm's. Else a file, safetensors or a weights-only state dict."""
 
 
 class PreprocessingSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Changes to what the architecture and the data imply; see `Preprocessing` and `Normalisation` of the bundle."""
 
-    size: Positive | tuple[Positive, Positive] | None = None
+    # Not tuple[Positive, Positive]: beside a number with bounds, msgspec 0.22 crashes on it in garbage collection.
+    size: Positive | Annotated[tuple[Positive, ...], msgspec.Meta(min_length=2, max_length=2)] | None = None
     """Pixels: one number for a square, or [height, width]; None: the architecture's own."""
     mode: Literal["RGB", "L"] | None = None
     """None: grey where all of the data is grey."""

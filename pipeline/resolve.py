@@ -79,9 +79,11 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
     return preprocessing, normalisation
 
 
-def _size(wanted: int | tuple[int, int] | None, spec: ModelSpec) -> tuple[int, int]:
+def _size(wanted: int | tuple[int, ...] | None, spec: ModelSpec) -> tuple[int, int]:
     """Height and width, which the architecture must be able to take."""
-    size = (wanted, wanted) if isinstance(wanted, int) else wanted or spec.size
+    if wanted is None:
+        return spec.size
+    height, width = size = (wanted, wanted) if isinstance(wanted, int) else wanted
     if spec.fixed_size and size != spec.size:
         raise UsageError(
             f"{spec.name} takes {spec.size[0]} x {spec.size[1]} pictures and no others, "
@@ -92,7 +94,7 @@ def _size(wanted: int | tuple[int, int] | None, spec: ModelSpec) -> tuple[int, i
             f"{spec.name} needs pictures of at least {spec.minimum} x {spec.minimum} pixels, "
             f"found preprocessing.size = {size[0]} x {size[1]}"
         )
-    return size
+    return height, width
 
 
 def _per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:
