@@ -7,6 +7,7 @@ from collections import Counter
 from .console import Table
 from .data import dataset_names, open_dataset, split, verify
 from .data.dataset import shortened
+from .recipe import load_recipe, recipe_names, recipe_text
 from .resolve import catalogue
 
 
@@ -17,6 +18,16 @@ def models_table() -> Table:
         for spec in catalogue()
     )
     return Table("", ("name", "pixels", "channels", "what it is", "paper"), rows)
+
+
+def recipes_table() -> Table:
+    """Every recipe that comes with trueport; what it is for is its first line."""
+    rows = []
+    for name in recipe_names():
+        recipe, title = load_recipe(name), recipe_text(name).partition("\n")[0]
+        rows.append((name, recipe.model.arch, recipe.data.source, title.removeprefix("# ")))
+    notes = ("`trueport run NAME` goes through every stage, `trueport recipes NAME > mine.toml` makes it yours",)
+    return Table("", ("name", "architecture", "data", "what it is"), tuple(rows), notes)
 
 
 def data_table() -> Table:

@@ -195,6 +195,13 @@ def recipe_names() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
 
 
+def recipe_text(name: str) -> str:
+    """The TOML of a recipe that comes with trueport. Raises UsageError with near choices for an unknown name."""
+    if name not in recipe_names():
+        raise unknown_name("recipe", name, recipe_names())
+    return (resources.files("trueport.pipeline") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+
+
 def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     """Read a recipe by its name or its file, with `key=value` changes (`train.epochs=3`) on top.
 
@@ -203,10 +210,8 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
         text = _read(path)
-    elif str(source) in recipe_names():
-        text = (resources.files("trueport.pipeline") / "recipes" / f"{source}.toml").read_text(encoding="utf-8")
     else:
-        raise unknown_name("recipe", str(source), recipe_names())
+        text = recipe_text(str(source))
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

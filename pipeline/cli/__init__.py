@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": "Classify pictures with a bundle.",
     "serve": "Serve bundles over HTTP by the Open Inference Protocol.",
     "models": "List the architectures.",
+    "recipes": "List the recipes that come with trueport, or print one.",
     "data": "List the data sets, or show how one is split.",
     "doctor": "Tell what this machine has, what it lacks and what to install.",
 }
