@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu bench requirements clean
+.PHONY: demo test lint types tests fast gpu bench bench-input requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -30,6 +30,9 @@ gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can s
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
 	$(BIN)/python tests/bench/figures.py
+
+bench-input: .venv/installed     ## pictures decoded and augmented a second, beside Pillow and torchvision
+	$(BIN)/python tests/bench/feeding.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

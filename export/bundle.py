@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.atomic import is_filled, new_folder, replaceable
-from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, graph_file, sealed
+from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, check_truth, graph_file, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import installed_versions
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, Provenance, Variant
@@ -46,13 +46,14 @@ def write_bundle(
     origin: Origin,
     golden: Rows,
     pictures: tuple[bytes, ...],
-    evaluation: tuple[Rows, NDArray[np.int64]],
+    evaluation: tuple[Rows, NDArray[np.integer[Any]]],
     precisions: tuple[Precision, ...] = ("fp32",),
     opset: int = 20,
 ) -> Manifest:
     """Export the original into a bundle at `out`; an older bundle there is replaced in one step.
 
-    golden: real prepared images (N, H, W, C). pictures: a few encoded ones. evaluation: held-out images and labels.
+    golden: real prepared images (N, H, W, C). pictures: a few encoded ones. evaluation: held-out images and their
+    labels, as `Evaluation` has them; ValueError where these are not labels of the original's task.
     Raises ExportError as `onnx_from_original` does, UsageError for a precision that is not available or an `out` that
     holds something else.
     """
@@ -60,6 +61,7 @@ def write_bundle(
         raise UsageError(f"expected precision fp32, found {', '.join(other)}: other precisions are not available yet")
     out = replaceable(out, refuse_other_content)  # also here: before the work
     images, labels = evaluation
+    check_truth(labels, original.task, len(images), len(original.labels))
     recorded = golden_set(original, golden, pictures)
     bounds = bounds_from_noise(original, recorded.images)
     graph = onnx_from_original(original, opset)

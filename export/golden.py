@@ -8,6 +8,7 @@ bits on top of that (`HEADROOM`), for algorithms such as Winograd's that trade a
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -60,7 +61,7 @@ def bounds_from_noise(original: Original, images: Rows) -> Bounds:
     # Where the original is exact, a unit in the last place is still more than float32 can promise.
     unit = float(np.abs(exact).max() * np.finfo(np.float32).eps)
     noise_max = max(float(np.abs(deviation).max()), unit)
-    noise_rms = max(float(np.sqrt(np.mean(deviation**2))), unit / np.sqrt(12))
+    noise_rms = max(float(np.sqrt(np.mean(deviation**2))), unit / math.sqrt(12))
     return Bounds(
         max_abs=HEADROOM * noise_max,
         rms=HEADROOM * noise_rms,

@@ -56,9 +56,27 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
     if program is None:
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
+    _read_shapes_behind_the_cast(model)
     _describe(model, original)
     check_contract(model, original, opset)
     return model
+
+
+def _read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
+    """Where the graph asks the input for its batch size, let it ask the cast of it, which has the same shape.
+
+    The exporter writes `Shape` of the input for a flatten or view far behind; TensorRT feeds uint8 to a cast only.
+    """
+    nodes = model.graph.node
+    casts = [node for node in nodes if node.op_type == "Cast" and list(node.input) == [INPUT]]
+    if len(casts) != 1:
+        return  # then the contract is broken otherwise, and reading it back says how
+    for node in nodes:
+        if node.op_type == "Shape":
+            node.input[:] = [casts[0].output[0] if name == INPUT else name for name in node.input]
+    ordered = [casts[0], *(node for node in nodes if node is not casts[0])]  # a Shape may have come first
+    del nodes[:]
+    nodes.extend(ordered)
 
 
 def check_contract(model: onnx.ModelProto, original: Original, opset: int) -> None:

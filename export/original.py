@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trueport.runtime.bundle import WEIGHTS, Bundle
-from trueport.runtime.errors import BundleError, missing_extra
+from trueport.runtime.errors import BundleError, MissingError, TrustError, missing_extra
 from trueport.runtime.machine import available_cores
 from trueport.runtime.manifest import Normalisation, Preprocessing, Task, TensorSpec
 from trueport.runtime.runner import Array, RunnerReport
@@ -75,9 +75,11 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
             self.mean = nn.Buffer(mean)
             self.std = nn.Buffer(std)
 
-        def forward(self, image: torch.Tensor) -> torch.Tensor:
+        def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
             normalised = (image.to(compute) / 255 - self.mean) / self.std
-            logits: torch.Tensor = self.network(normalised.permute(0, 3, 1, 2))
+            logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.permute(0, 3, 1, 2))
+            if isinstance(logits, tuple):  # in training mode: those of auxiliary classifiers too
+                return tuple(part.float() for part in logits)
             return logits if compute == torch.float64 else logits.float()
 
     return Served().eval()
@@ -127,8 +129,13 @@ class OriginalRunner:
         del self._module
 
 
-def original_from_bundle(bundle: Bundle) -> Original:
-    """Rebuild the original from a bundle's weights. Raises MissingError, or BundleError where they don't fit."""
+def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
+    """Rebuild the original from a bundle's weights.
+
+    trust_code: consent to import and call a `package.module:factory` that the bundle names, which may be any code.
+    Raises TrustError where that is needed and not given, MissingError where torch, timm or the factory's module is not
+    here, and BundleError where the weights don't fit.
+    """
     try:
         from safetensors.torch import load
 
@@ -136,11 +143,21 @@ def original_from_bundle(bundle: Bundle) -> Original:
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "the original") from error
     manifest, origin = bundle.manifest, bundle.manifest.provenance
+    brought = models.brought.kind(origin.arch) == "code"
+    if brought and not trust_code:
+        raise TrustError(
+            f"rebuilding the original would run {origin.arch}, code that the bundle names: "
+            "where you trust whoever made it, say so with --trust-code (trust_code=True)"
+        )
     channels = manifest.preprocessing.channels
     try:
         module = models.create(origin.arch, num_classes=len(manifest.labels), channels=channels, **origin.arch_args)
         module.load_state_dict(load(bundle.read(WEIGHTS)))
+    except models.MissingLibraryError as error:
+        raise missing_extra(error.package, "timm" if error.package == "timm" else "train", origin.arch) from error
     except (models.UnknownModelError, models.ModelArgumentError) as error:
+        if brought and isinstance(error, models.UnknownModelError):
+            raise MissingError(f"the original needs the code that made it: {error}") from error
         raise BundleError(f"{bundle.path} was made by another trueport: {error}") from error
     except RuntimeError as error:
         raise BundleError(f"the weights of {bundle.path} don't fit {origin.arch}: {error}") from error
@@ -155,6 +172,6 @@ def original_from_bundle(bundle: Bundle) -> Original:
     )
 
 
-def original_runner(bundle: Bundle, threads: int | None = None) -> OriginalRunner:
-    """The original of a bundle, ready to run beside its port. Raises MissingError without torch."""
-    return OriginalRunner(original_from_bundle(bundle), threads)
+def original_runner(bundle: Bundle, threads: int | None = None, trust_code: bool = False) -> OriginalRunner:
+    """The original of a bundle, ready to run beside its port. Raises what `original_from_bundle` raises."""
+    return OriginalRunner(original_from_bundle(bundle, trust_code), threads)

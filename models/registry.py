@@ -12,17 +12,23 @@ from torch import Tensor, nn
 
 Build = Callable[..., nn.Module]
 Decorated = TypeVar("Decorated", bound=Build)
+LISTED = 60
+"""Names that an error lists at most."""
 
 
 class UnknownModelError(LookupError):
-    """No architecture has this name. `choices` are the nearest names, or all of them where none is near."""
+    """No architecture has this name. `choices` are the nearest names, or all of them where none is near.
 
-    def __init__(self, name: str, known: list[str]) -> None:
+    reason: what is the matter with the name, where it is more than that nobody has it.
+    """
+
+    def __init__(self, name: str, known: list[str], reason: str = "") -> None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         self.name = name
         self.choices = near or known
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known) or 'none'}"
-        super().__init__(f"unknown architecture {name!r}: {hint}")
+        rest = f" and {len(known) - LISTED:,} more" if len(known) > LISTED else ""
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known[:LISTED]) or 'none'}{rest}"
+        super().__init__(f"unknown architecture {name!r}: {reason or hint}")
 
 
 class ModelArgumentError(ValueError):
@@ -48,9 +54,10 @@ class ModelSpec:
     """Whether `size` is the only one it can take."""
     minimum: int = 1
     """Pixels: the smallest height and width it can take, where the size is free."""
-    mean: float = 0.5
-    """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1."""
-    std: float = 0.5
+    mean: float | tuple[float, ...] = 0.5
+    """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1: one value,
+    or one for each of three channels."""
+    std: float | tuple[float, ...] = 0.5
     imagenet: str | None = None
     """The architecture of torchvision whose ImageNet weights it can take, tensor by tensor."""
     aliases: tuple[str, ...] = ()
@@ -59,8 +66,17 @@ class ModelSpec:
     @property
     def arguments(self) -> Mapping[str, object]:
         """Its own arguments with their defaults, beyond num_classes and channels."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return {item.name: item.default for item in parameters if item.name not in {"num_classes", "channels"}}
+        own = [item for item in _parameters(self.build) if item.name not in {"num_classes", "channels"}]
+        return {item.name: item.default for item in own if item.kind != inspect.Parameter.VAR_KEYWORD}
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether `arguments` are not all it takes, as where a library passes on what it is given."""
+        return any(item.kind == inspect.Parameter.VAR_KEYWORD for item in _parameters(self.build))
+
+
+def _parameters(build: Build) -> list[inspect.Parameter]:
+    return list(inspect.signature(build).parameters.values())
 
 
 _SPECS: dict[str, ModelSpec] = {}
@@ -123,10 +139,17 @@ def names() -> list[str]:
 
 
 def spec(name: str) -> ModelSpec:
-    """What is known about an architecture, by its name or an alias. Raises UnknownModelError."""
+    """What is known about an architecture, by its name, an alias, or the name of one that is brought along.
+
+    Raises UnknownModelError, and MissingLibraryError for torchvision's or timm's where these are not installed.
+    """
+    from . import brought  # late: it is made of what is defined here
+
+    if brought.kind(name) != "own":
+        return brought.spec(name)
     found = _SPECS.get(_ALIASES.get(name, name))
     if found is None:
-        raise UnknownModelError(name, sorted([*_SPECS, *_ALIASES]))
+        raise UnknownModelError(name, [*sorted([*_SPECS, *_ALIASES]), *brought.namesakes(name)])
     return found
 
 
@@ -144,7 +167,7 @@ def create(name: str, *, num_classes: int, channels: int = 3, **arguments: objec
         choices = " or ".join(str(count) for count in found.channels)
         raise ModelArgumentError(f"{name} takes {choices} input channels, found {channels}")
     for argument in arguments:
-        if argument not in found.arguments:
+        if argument not in found.arguments and not found.takes_any:
             known = ", ".join(found.arguments) or "none of its own"
             raise ModelArgumentError(f"{name} has no argument {argument!r}; its arguments: {known}")
     return found.build(num_classes=num_classes, channels=channels, **arguments)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import WEIGHTS, Bundle
-from trueport.runtime.errors import MissingError, UsageError
+from trueport.runtime.errors import MissingError, TrustError, UsageError
 from trueport.runtime.machine import Machine, available_cores, busy_seconds, describe_machine, logical_cores
 from trueport.runtime.runner import Array, Runner, RunnerReport
 from trueport.runtime.runners import RUNNERS, open_runner
@@ -65,11 +65,13 @@ def bench(
     batches: Sequence[int] = (1, 8, 32),
     seconds: float = 2.0,
     threads: int | None = None,
+    trust_code: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Time the port, in turns with the original where torch is installed and the bundle ships the weights.
 
     variant: None: the bundle's first. threads: of both; None: one for each core that this process may use.
+    trust_code: run the code that the bundle names where its original needs that, see `check`.
     seconds: for each batch size. progress is told what is being timed.
     Raises UsageError for a bad argument, BundleError for a bundle that is not to be trusted, MissingError where the
     runner can't be had.
@@ -77,7 +79,7 @@ def bench(
     _check(batches, seconds, threads)
     bundle = Bundle.open(bundle_path)
     threads = threads or available_cores()
-    original, reason = _original(bundle, threads)
+    original, reason = _original(bundle, threads, trust_code)
     port = open_runner(bundle, runner, variant, threads)
     with closing(port), closing(original) if original else nullcontext(), _torch_threads(threads):
         load = Load(logical_cores())
@@ -119,15 +121,15 @@ def _check(batches: Sequence[int], seconds: float, threads: int | None) -> None:
         raise UsageError(f"threads must be at least 1, found {threads}")
 
 
-def _original(bundle: Bundle, threads: int) -> tuple[Runner | None, str]:
+def _original(bundle: Bundle, threads: int, trust_code: bool) -> tuple[Runner | None, str]:
     """The original's runner, or why there is none."""
     if WEIGHTS not in bundle.manifest.files:
         return None, f"not run: the bundle does not ship {WEIGHTS}, which the original is rebuilt from"
     try:
         from trueport.export.original import original_runner
 
-        return original_runner(bundle, threads), ""
-    except MissingError as error:
+        return original_runner(bundle, threads, trust_code), ""
+    except (MissingError, TrustError) as error:
         return None, f"not run: {error}"
 
 

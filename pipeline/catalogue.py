@@ -2,22 +2,88 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import fnmatch
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from trueport.runtime.errors import unknown_name
 
 from .console import Table
-from .data import dataset_names, open_dataset, split, verify
-from .data.dataset import shortened
+from .data import Dataset, open_dataset, split, verify
+from .data.dataset import Indices, shortened
+from .data.download import shown_bytes
+from .data.named import NAMED, Named
+from .data.published import Published
 from .recipe import load_recipe, recipe_names, recipe_text
-from .resolve import catalogue
+from .resolve import catalogue, libraries
 
 
-def models_table() -> Table:
-    """Every architecture."""
-    rows = tuple(
-        (spec.name, f"{spec.size[0]} x {spec.size[1]}", "/".join(map(str, spec.channels)), spec.summary, spec.paper)
-        for spec in catalogue()
+BRING = "package.module:factory"
+"""How anybody's own code is named."""
+
+
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
+    """An architecture, as it is listed."""
+
+    name: str
+    aliases: tuple[str, ...]
+    size: tuple[int, int]
+    """Height and width in pixels it was designed for."""
+    channels: tuple[int, ...]
+    summary: str
+    paper: str
+
+
+def listed_models(library: str | None = None, pattern: str = "*") -> list[Listed]:
+    """Our architectures, or the classifiers of `torchvision` or `timm`, whose names match the pattern (`*`, `?`).
+
+    Raises UsageError for another library, MissingError where it is not installed.
+    """
+    own = catalogue()
+    from trueport.models import brought
+
+    if library is None:
+        specs = own
+    elif library in brought.LIBRARIES:
+        with libraries():
+            names = fnmatch.filter(brought.library_names(library), pattern)
+            specs = [brought.spec(f"{library}/{name}") for name in names]
+    else:
+        raise unknown_name("library", library, brought.LIBRARIES)
+    return [
+        Listed(
+            name=spec.name,
+            aliases=spec.aliases,
+            size=spec.size,
+            channels=spec.channels,
+            summary=spec.summary,
+            paper=spec.paper,
+        )
+        for spec in specs
+    ]
+
+
+def models_table(library: str | None = None, pattern: str = "*") -> Table:
+    """What `listed_models` answers; for ours, how to bring others."""
+    rows = [
+        (item.name, f"{item.size[0]} x {item.size[1]}", "/".join(map(str, item.channels)), *_told(item))
+        for item in listed_models(library, pattern)
+    ]
+    if library is not None:
+        brief = tuple(row[:3] for row in rows)
+        return Table("", ("name", "pixels", "channels"), brief, (f"{len(rows):,} model{'s' * (len(rows) != 1)}",))
+    notes = (
+        "or any that maps images to logits: torchvision/NAME and timm/NAME, which `trueport models torchvision` and "
+        f"`trueport models timm 'resnet*'` list, and {BRING} for your own code",
     )
-    return Table("", ("name", "pixels", "channels", "what it is", "paper"), rows)
+    return Table("", ("name", "pixels", "channels", "what it is", "paper"), tuple(rows), notes)
+
+
+def _told(item: Listed) -> tuple[str, str]:
+    also = f" (also {', '.join(item.aliases)})" if item.aliases else ""
+    return item.summary + also, item.paper
 
 
 def recipes_table() -> Table:
@@ -31,13 +97,19 @@ def recipes_table() -> Table:
 
 
 def data_table() -> Table:
-    """Every data set that has a name."""
-    rows = []
-    for name in dataset_names():
-        data = open_dataset(name)
-        rows.append((name, f"{len(data):,}", str(len(data.classes)), "grey" if data.grey else "colour"))
-    notes = ("or any folder of class folders: FOLDER/CLASS/PICTURE",)
-    return Table("", ("name", "pictures", "classes", "pixels"), tuple(rows), notes)
+    """Every data set that has a name; none is opened."""
+    rows = tuple(
+        (known.name, f"{known.pictures:,}", str(known.classes), known.pixels, _whereabouts(known))
+        for known in NAMED.values()
+    )
+    notes = ("or a folder of class folders, FOLDER/CLASS/PICTURE, or a CSV file with the columns image and label",)
+    return Table("", ("name", "pictures", "classes", "pixels", "where"), rows, notes)
+
+
+def _whereabouts(known: Named) -> str:
+    if isinstance(known, Published):
+        return str(known.folder()) if known.is_here() else f"to download, {shown_bytes(known.size)}"
+    return "built in"
 
 
 def split_table(source: str, validation: float, test: float, seed: int) -> Table:
@@ -45,9 +117,16 @@ def split_table(source: str, validation: float, test: float, seed: int) -> Table
     data = open_dataset(source)
     verify(data)
     parts = split(data, validation, test, seed)
-    counts = [Counter(data.labels[part].tolist()) for part in (parts.train, parts.validation, parts.test)]
-    rows = [(name, *(str(count[label]) for count in counts)) for label, name in enumerate(data.classes)]
-    rows.append(("all", *(str(count.total()) for count in counts)))
+    members = (parts.train, parts.validation, parts.test)
+    counts = np.array([_counts(data, part) for part in members])
+    rows = [(name, *map(str, counts[:, label])) for label, name in enumerate(data.classes)]
+    rows.append(("all pictures" if data.task == "multilabel" else "all", *(str(len(part)) for part in members)))
     ignored = [f"passed over, as they are no pictures: {shortened(data.ignored)}"] if data.ignored else []
     notes = (*ignored, f"data {data.fingerprint}", f"split {parts.fingerprint}")
     return Table(f"{data.name}, seed {seed}", ("class", "train", "validation", "test"), tuple(rows), notes)
+
+
+def _counts(data: Dataset, part: Indices) -> NDArray[np.int64]:
+    """How many pictures of each class are in a part; one with several labels counts for each."""
+    labels = data.labels[part]
+    return labels.sum(axis=0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels, minlength=len(data.classes))

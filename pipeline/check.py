@@ -18,9 +18,9 @@ import numpy as np
 from trueport.runtime import comparison
 from trueport.runtime.bundle import WEIGHTS, Bundle, Evaluation, Golden
 from trueport.runtime.comparison import Logits
-from trueport.runtime.errors import ImageError, MissingError, UsageError
+from trueport.runtime.errors import ImageError, MissingError, TrustError, UsageError
 from trueport.runtime.machine import Machine, describe_machine
-from trueport.runtime.manifest import Variant
+from trueport.runtime.manifest import Task, Variant
 from trueport.runtime.preprocessing import prepare
 from trueport.runtime.runner import Runner, RunnerReport, run_in_batches
 from trueport.runtime.runners import RUNNERS, open_runner
@@ -42,7 +42,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """Every gate of every variant on every runner passed, or could not be run for want of the original."""
     machine: Machine
     reference: str
-    """`original` rebuilt here, or `recording` of it where torch is not installed or the weights are not shipped."""
+    """`original` rebuilt here, or `recording` of it where torch, the weights, or trust in the code it needs is missing."""
     runners: tuple[RunnerReport, ...]
     verdicts: tuple[Verdict, ...]
 
@@ -62,11 +62,14 @@ def check(
     variants: Sequence[str] = (),
     runners: Sequence[str] = RUNNERS[:1],
     threads: int | None = None,
+    trust_code: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> CheckReport:
     """Run every gate on every variant and runner.
 
     variants: names; none: all. progress is told what is being run.
+    trust_code: rebuild an original that a `package.module:factory` of the bundle's choice makes, by running that code;
+    without, its recording is the reference.
     Raises UsageError where no runner is named, BundleError for a bundle that is not to be trusted, MissingError where
     a runner can't be had.
     """
@@ -77,7 +80,7 @@ def check(
     progress("preprocessing")
     verdicts = [_preprocessing(bundle, golden)]
     progress("original")
-    reference, verdict = _reference(bundle, golden, evaluation, threads)
+    reference, verdict = _reference(bundle, golden, evaluation, threads, trust_code)
     verdicts.append(verdict)
     reports = []
     for variant in [bundle.variant(name) for name in variants] or bundle.manifest.variants:
@@ -85,7 +88,7 @@ def check(
             progress(f"{variant.name} on {name}")
             with closing(open_runner(bundle, name, variant.name, threads)) as runner:
                 reports.append(runner.report())
-                verdicts += _gates(variant, runner, reference, golden, evaluation)
+                verdicts += _gates(variant, runner, bundle.manifest.task, reference, golden, evaluation)
     return CheckReport(
         bundle=bundle.manifest.name,
         version=bundle.manifest.version,
@@ -121,7 +124,9 @@ def _preprocessing(bundle: Bundle, golden: Golden) -> Verdict:
     return comparison.preprocessing_identity(prepared, golden.prepared)
 
 
-def _reference(bundle: Bundle, golden: Golden, evaluation: Evaluation, threads: int | None) -> tuple[_Answers, Verdict]:
+def _reference(
+    bundle: Bundle, golden: Golden, evaluation: Evaluation, threads: int | None, trust_code: bool
+) -> tuple[_Answers, Verdict]:
     """The rebuilt original's logits, and whether they are those that were recorded; else the recorded ones."""
     variant = "original"
     recorded = _Answers("recording", golden.logits, evaluation.logits)
@@ -131,8 +136,8 @@ def _reference(bundle: Bundle, golden: Golden, evaluation: Evaluation, threads: 
     try:
         from trueport.export.original import original_runner
 
-        runner = original_runner(bundle, threads)
-    except MissingError as error:
+        runner = original_runner(bundle, threads, trust_code)
+    except (MissingError, TrustError) as error:
         return recorded, not_run(RECORDING, variant, variant, f"{error}; the recording is the reference")
     rebuilt = _Answers("original", run_in_batches(runner, golden.images), run_in_batches(runner, evaluation.images))
     deviation = float(np.abs(_all(rebuilt) - _all(recorded)).max())
@@ -142,24 +147,26 @@ def _reference(bundle: Bundle, golden: Golden, evaluation: Evaluation, threads: 
 
 
 def _gates(
-    variant: Variant, runner: Runner, reference: _Answers, golden: Golden, evaluation: Evaluation
+    variant: Variant, runner: Runner, task: Task, reference: _Answers, golden: Golden, evaluation: Evaluation
 ) -> list[Verdict]:
     bounds, names = variant.bounds, {"variant": variant.name, "runner": runner.report().name}
     image, logits = runner.inputs[0].name, runner.outputs[0].name
     port = _Answers("port", run_in_batches(runner, golden.images), run_in_batches(runner, evaluation.images))
     inputs = f"{len(golden.images)} golden and {len(evaluation.images)} evaluation inputs"
+    accuracy = comparison.accuracy if task == "classification" else comparison.decisions
     return [
         comparison.parity(
             _all(port),
             _all(reference),
             bounds,
             detail=f"logits on {inputs} against the {reference.source}",
+            task=task,
             **names,
         ),
         comparison.batch_invariance(
             lambda images: runner.run({image: images})[logits], golden.images, bounds, BATCHES, **names
         ),
-        comparison.accuracy(port.evaluation, reference.evaluation, evaluation.labels, bounds, **names),
+        accuracy(port.evaluation, reference.evaluation, evaluation.labels, bounds, **names),
     ]
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from trueport.runtime.bundle import Bundle, Evaluation
 from trueport.runtime.runner import run_in_batches
 from trueport.runtime.runners import open_runner
+from trueport.runtime.scores import sigmoid, softmax
 
 from .wording import number, percent
 
+NO_LABEL = "no label"
 LARGEST_PX = 160
 """Pictures larger than this are shown smaller."""
 
@@ -47,9 +50,9 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """Both sides on the evaluation slice: logits (N, K) as float64, labels (N,)."""
+    """Both sides on the evaluation slice: logits (N, K) as float64; labels (N,), or (N, K) where there are several."""
 
-    labels: NDArray[np.int64]
+    labels: NDArray[np.integer[Any]]
     original: NDArray[np.float64]
     port: NDArray[np.float64]
 
@@ -65,10 +68,22 @@ class Answers:
         return largest
 
     @property
+    def several(self) -> bool:
+        """Whether a picture may have several labels: each is said to be there where its logit is above 0."""
+        return self.labels.ndim == 2
+
+    @property
     def flips(self) -> NDArray[np.bool_]:
-        """(N,): whether the best class differs."""
-        flips: NDArray[np.bool_] = self.port.argmax(1) != self.original.argmax(1)
-        return flips
+        """(N,): whether the best class differs, or of several labels any."""
+        if self.several:
+            return np.asarray(((self.port > 0) != (self.original > 0)).any(axis=1))
+        return np.asarray(self.port.argmax(1) != self.original.argmax(1))
+
+    def right(self, logits: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """(N,): whether one side's answers are true, of several labels every one."""
+        if self.several:
+            return np.asarray(((logits > 0) == (self.labels > 0)).all(axis=1))
+        return np.asarray(logits.argmax(1) == self.labels)
 
     def worst(self) -> list[int]:
         """Pictures on which the two differ at all: flips first, then by the largest difference."""
@@ -77,12 +92,15 @@ class Answers:
 
     def both_wrong(self) -> list[int]:
         """Pictures that neither gets right, those the original is surest of first."""
-        wrong = (self.port.argmax(1) != self.labels) & (self.original.argmax(1) != self.labels)
-        sure = softmax(self.original).max(axis=1)
+        wrong = ~self.right(self.port) & ~self.right(self.original)
+        if self.several:  # of a decision that is wrong
+            sure = np.where((self.original > 0) != (self.labels > 0), np.abs(self.original), 0).max(axis=1)
+        else:
+            sure = softmax(self.original).max(axis=1)
         return [index for index in np.argsort(-sure, kind="stable").tolist() if wrong[index]]
 
     def confusion(self) -> NDArray[np.int64]:
-        """(K, K): pictures of each true class (row) by the port's answer (column)."""
+        """(K, K): pictures of each true class (row) by the port's answer (column); there is none of several labels."""
         matrix = np.zeros((self.port.shape[1],) * 2, np.int64)
         np.add.at(matrix, (self.labels, self.port.argmax(1)), 1)
         return matrix
@@ -103,30 +121,35 @@ def samples(
 ) -> Iterator[Sample]:
     """These pictures of the slice, ready to be shown."""
     for index in indices:
-        pixels, true = images[index], int(answers.labels[index])
+        pixels, truth = images[index], answers.labels[index]
         yield Sample(
             index=index,
             source=data_uri(pixels),
             pixelated=max(pixels.shape[:2]) < LARGEST_PX,
-            label=labels[true],
-            original=_answer(answers.original[index], true, labels),
-            port=_answer(answers.port[index], true, labels),
+            label=label_names(truth, labels),
+            original=_answer(answers.original[index], truth, labels),
+            port=_answer(answers.port[index], truth, labels),
             difference=number(float(answers.largest[index])),
             flip=bool(answers.flips[index]),
         )
 
 
-def _answer(logits: NDArray[np.float64], true: int, labels: Sequence[str]) -> Answer:
-    best = int(logits.argmax())
-    return Answer(labels[best], percent(float(softmax(logits)[best])), best == true)
+def label_names(truth: NDArray[np.integer[Any]] | np.integer[Any], labels: Sequence[str]) -> str:
+    """Of a picture's class, or of its row of 0 and 1 for each label."""
+    if not truth.ndim:
+        return labels[int(truth)]
+    return ", ".join(labels[index] for index in np.flatnonzero(truth).tolist()) or NO_LABEL
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Scores along the last axis; NaN where a logit is no finite number."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        scores: NDArray[np.float64] = powers / powers.sum(axis=-1, keepdims=True)
-    return scores
+def _answer(
+    logits: NDArray[np.float64], truth: NDArray[np.integer[Any]] | np.integer[Any], labels: Sequence[str]
+) -> Answer:
+    if not truth.ndim:
+        best = int(logits.argmax())
+        return Answer(labels[best], percent(float(softmax(logits)[best])), best == truth)
+    said, scores = logits > 0, sigmoid(logits)
+    told = ", ".join(percent(float(score)) for score in scores[said]) or f"at most {percent(float(scores.max()))}"
+    return Answer(label_names(said.astype(np.uint8), labels), told, bool((said == truth).all()))
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:

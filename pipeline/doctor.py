@@ -30,10 +30,11 @@ PROBE_TIMEOUT_S = 120.0
 PURPOSES = {
     "train": "data, training, export, the original in check and bench, and the report",
     "serve": "a faster HTTP parser and event loop for serving",
+    "timm": "timm/NAME, the architectures and weights of timm",
     "cuda": "the CUDA and cuDNN libraries of onnxruntime:cuda",
 }
 """What each extra of trueport is for."""
-NOT_USED_YET = {"tensorrt", "rtx", "openvino", "timm", "ray", "all"}
+NOT_USED_YET = {"tensorrt", "rtx", "openvino", "ray", "all"}
 """Extras whose capabilities are still to come: nobody is told to install them."""
 _ORT_WHEELS = DISTRIBUTIONS["onnxruntime"]
 _CPU = "CPUExecutionProvider"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from trueport.runtime.atomic import write_bytes
 from trueport.runtime.manifest import Bounds
 
 from .bench import BatchBench
@@ -35,8 +38,12 @@ COLOURS = {
     WRONG: "var(--wrong)",
     ACCENT: "var(--accent)",
 }
+PLAIN = {INK: "#1a1d21", SOFT: "#5c6570", LINE: "#d5dae0", PORT: "#0063b1", WRONG: "#b3261e"}
+"""The page's colours where there is no page."""
 WIDTH_PT = 340.0
 """About a phone's width, so that type is as large there as was drawn, and larger elsewhere."""
+LARGEST_PX = 6000
+"""Most pixels along a side of a file."""
 COUNTED_CLASSES = 30
 """Up to so many classes every cell of the confusion matrix has its count in it."""
 LONGEST_TICK = 14
@@ -77,7 +84,7 @@ def loss_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
             axes.set_yscale("log")
             _plain_log(axes.yaxis, max(losses) / min(losses))
         _best(axes, best_epoch, best.validation_loss)
-        axes.set_ylabel("loss (cross-entropy)")
+        axes.set_ylabel("loss")
 
     alt = (
         f"Loss over {len(metrics)} epochs: training from {number(metrics[0].train_loss)} to "
@@ -87,21 +94,21 @@ def loss_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
     return _svg("loss", alt, 215, draw)
 
 
-def accuracy_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
-    """Accuracy on the validation pictures by epoch."""
+def score_svg(metrics: Sequence[EpochMetrics], best_epoch: int, metric: str) -> str:
+    """The score that chose the best epoch, on the validation pictures by epoch. metric: what it is."""
     best = next(line for line in metrics if line.epoch == best_epoch)
 
     def draw(axes: Axes) -> None:
-        _curve(axes, metrics, "validation_accuracy", "validation", ACCENT, "-")
-        _best(axes, best_epoch, best.validation_accuracy)
+        _curve(axes, metrics, "validation_score", "validation", ACCENT, "-")
+        _best(axes, best_epoch, best.validation_score)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-        axes.set_ylabel("accuracy")
+        axes.set_ylabel(metric)
 
     alt = (
-        f"Validation accuracy over {len(metrics)} epochs: from {metrics[0].validation_accuracy:.2%} to "
-        f"{metrics[-1].validation_accuracy:.2%}, {best.validation_accuracy:.2%} at the best epoch, {best_epoch}."
+        f"Validation, {metric}, over {len(metrics)} epochs: from {metrics[0].validation_score:.2%} to "
+        f"{metrics[-1].validation_score:.2%}, {best.validation_score:.2%} at the best epoch, {best_epoch}."
     )
-    return _svg("accuracy", alt, 215, draw)
+    return _svg("score", alt, 215, draw)
 
 
 def _curve(axes: Axes, metrics: Sequence[EpochMetrics], name: str, label: str, colour: str, line: str) -> None:
@@ -247,6 +254,32 @@ def _rows(axes: Axes, batches: Sequence[BatchBench]) -> None:
 def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
     """A confusion matrix (K, K): true classes are rows, answers columns; a stronger colour is a larger share."""
     classes, right, total = len(labels), int(np.trace(matrix)), int(matrix.sum())
+    draw, side = _confusion(matrix, labels, {}, "answer of the port")
+    alt = f"Confusion matrix of {classes} classes: {right} of {total} pictures are on the diagonal, answered rightly."
+    return _svg("confusion", alt, side, draw, width_pt=max(WIDTH_PT if classes <= 10 else 0, side))
+
+
+def confusion_file(file: Path, matrix: NDArray[np.int64], labels: Sequence[str], title: str) -> None:
+    """The same as a file of its own, on white; the suffix says which format: .png, .svg or .pdf."""
+    draw, side = _confusion(matrix, labels, PLAIN, "answer")
+    style = {key: PLAIN.get(value, value) if isinstance(value, str) else value for key, value in STYLE.items()}
+    buffer = io.BytesIO()
+    with mpl.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*[Gg]lyph .* missing")
+        figure = Figure((max(WIDTH_PT, side) / 72, (side + 20) / 72), layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        draw(axes)
+        axes.set_title("\n".join(textwrap.wrap(title, max(40, int(side / 6)))), fontsize=8.5)
+        figure.savefig(buffer, format=file.suffix.removeprefix(".").lower(), dpi=min(200, LARGEST_PX * 72 / side))
+    write_bytes(file, buffer.getvalue())
+
+
+def _confusion(
+    matrix: NDArray[np.int64], labels: Sequence[str], palette: Mapping[str, str], answers: str
+) -> tuple[Callable[[Axes], None], float]:
+    """How to draw it, and the side in points that it needs. palette: colours in the place of the stand-ins."""
+    right, wrong, line = (palette.get(stand_in, stand_in) for stand_in in (PORT, WRONG, LINE))
+    classes = len(labels)
     names = [label if len(label) <= LONGEST_TICK else f"{label[: LONGEST_TICK - 1]}…" for label in labels]
     cell_pt = max(9.5, min(26.0, 260 / classes))
     rotated = max(map(len, names)) > 2
@@ -258,7 +291,7 @@ def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
         for true, answer in np.argwhere(matrix).tolist():
             count = matrix[true, answer]
             strength = 0.2 + 0.4 * float(count) / float(matrix[true].sum())
-            colour = PORT if true == answer else WRONG
+            colour = right if true == answer else wrong
             axes.add_patch(Rectangle((answer - 0.5, true - 0.5), 1, 1, facecolor=colour, alpha=strength, linewidth=0))
             if counted:
                 weight = "normal" if true == answer else "bold"
@@ -270,14 +303,13 @@ def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
         axes.set_yticks(range(classes), names, fontsize=size)
         axes.tick_params(length=0)
         edges = np.arange(1, classes) - 0.5
-        axes.hlines(edges, -0.5, classes - 0.5, color=LINE, linewidth=0.5)
-        axes.vlines(edges, -0.5, classes - 0.5, color=LINE, linewidth=0.5)
+        axes.hlines(edges, -0.5, classes - 0.5, color=line, linewidth=0.5)
+        axes.vlines(edges, -0.5, classes - 0.5, color=line, linewidth=0.5)
         axes.spines[:].set_visible(True)
-        axes.set_xlabel("answer of the port")
+        axes.set_xlabel(answers)
         axes.set_ylabel("true class")
 
-    alt = f"Confusion matrix of {classes} classes: {right} of {total} pictures are on the diagonal, answered rightly."
-    return _svg("confusion", alt, side, draw, width_pt=max(WIDTH_PT if classes <= 10 else 0, side))
+    return draw, side
 
 
 def _legend(axes: Axes, columns: int) -> None:

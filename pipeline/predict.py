@@ -18,7 +18,7 @@ from trueport.runtime.preprocessing import DEFAULT_LIMITS, Pixels
 from trueport.runtime.session import Score, Session
 
 from .data.dataset import displayed
-from .data.folder import SUFFIXES, files_below, is_picture
+from .data.files import SUFFIXES, files_below, is_picture
 
 STDIN = "-"
 

@@ -104,6 +104,8 @@ class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     weight_decay: NotNegative = 0.01
+    decay_norms: bool = True
+    """Whether biases and norms decay too, as in the papers of old; else what has more than one dimension alone."""
     momentum: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
     """Of sgd and rmsprop."""
     nesterov: bool = False

@@ -18,6 +18,7 @@ from trueport.runtime.errors import UsageError, missing_extra
 from .bench import BenchReport, bench_table
 from .check import CheckReport
 from .disagreement import Answers, answers_of_both, samples
+from .evaluation import judged
 from .run_folder import Run
 from .wording import gate_from_verdict, headline, machine_words, number, percent, size
 
@@ -54,7 +55,7 @@ def report_html(run: Run | None, bundle: Bundle, check: CheckReport, bench: Benc
     evaluation = bundle.evaluation()
     answers = answers_of_both(bundle, evaluation, bench.port.name, bench.variant)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "size": size}
+    environment.filters |= {"number": number, "percent": percent, "share": _share, "size": size}
     template = environment.from_string((resources.files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
     return template.render(
         manifest=bundle.manifest,
@@ -68,9 +69,12 @@ def report_html(run: Run | None, bundle: Bundle, check: CheckReport, bench: Benc
         machine=machine_words(check.machine),
         machine_key=check.machine.key,
         count=len(answers.labels),
-        port_accuracy=float(np.mean(answers.port.argmax(1) == answers.labels)),
-        original_accuracy=float(np.mean(answers.original.argmax(1) == answers.labels)),
+        several=answers.several,
+        port_accuracy=float(np.mean(answers.right(answers.port))),
+        original_accuracy=float(np.mean(answers.right(answers.original))),
+        wrong=int(np.sum(~answers.right(answers.port))),
         flips=int(answers.flips.sum()),
+        judged=judged(answers.port, answers.labels, bundle.manifest.labels),
         **_parity(answers, bundle, bench),
         **_confusions(answers, bundle.manifest.labels),
         **_pictures(answers, evaluation.images, bundle.manifest.labels),
@@ -78,6 +82,11 @@ def report_html(run: Run | None, bundle: Bundle, check: CheckReport, bench: Benc
         **_training(run),
         **_origin(bundle, check, bench),
     )
+
+
+def _share(value: float | None) -> str:
+    """In percent; what the sample says nothing about is none."""
+    return "none" if value is None else percent(value)
 
 
 def _parity(answers: Answers, bundle: Bundle, bench: BenchReport) -> dict[str, Any]:
@@ -94,6 +103,8 @@ def _parity(answers: Answers, bundle: Bundle, bench: BenchReport) -> dict[str, A
 
 
 def _confusions(answers: Answers, labels: Sequence[str]) -> dict[str, Any]:
+    if answers.several:
+        return {"confusion_svg": None, "confusions": [], "confusion_kinds": 0}
     matrix = answers.confusion()
     wrong = matrix - np.diag(np.diag(matrix))
     order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
@@ -106,7 +117,6 @@ def _confusions(answers: Answers, labels: Sequence[str]) -> dict[str, Any]:
             if wrong[true, answer]
         ],
         "confusion_kinds": int(np.count_nonzero(wrong)),
-        "wrong": int(wrong.sum()),
     }
 
 
@@ -134,10 +144,10 @@ def _speed(bench: BenchReport) -> dict[str, Any]:
 def _training(run: Run | None) -> dict[str, Any]:
     metrics = run.metrics() if run else []
     if run is None or not any(line.epoch == run.info.best_epoch for line in metrics):
-        return {"loss_svg": None, "accuracy_svg": None}
+        return {"loss_svg": None, "score_svg": None}
     return {
         "loss_svg": plots.loss_svg(metrics, run.info.best_epoch),
-        "accuracy_svg": plots.accuracy_svg(metrics, run.info.best_epoch),
+        "score_svg": plots.score_svg(metrics, run.info.best_epoch, run.info.metric),
     }
 
 

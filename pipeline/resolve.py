@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from trueport.runtime.errors import UsageError, missing_extra
 from trueport.runtime.manifest import Normalisation, Preprocessing
 
 from .data import Dataset
+from .initial import expected_normalisation
 from .recipe import ModelSection, Recipe
 
 if TYPE_CHECKING:
@@ -26,24 +29,45 @@ def catalogue() -> list[ModelSpec]:
 
 
 def model_spec(arch: str) -> ModelSpec:
-    """What the catalogue knows about an architecture. Raises UsageError with near choices, or MissingError."""
+    """What is known about an architecture, ours or brought. Raises UsageError with near choices, or MissingError."""
     try:
         from trueport import models
     except ModuleNotFoundError as error:
         raise missing_extra("torch", "train", "building a model") from error
     try:
-        return models.spec(arch)
+        with libraries():
+            return models.spec(arch)
     except models.UnknownModelError as error:
         raise UsageError(str(error)) from error
 
 
-def new_model(model: ModelSection, num_classes: int, channels: int) -> nn.Module:
-    """The architecture with fresh weights. Raises UsageError for arguments it can't be built with."""
+@contextmanager
+def libraries() -> Iterator[None]:
+    """Turn the lack of timm or torchvision into the error that names their install."""
+    from trueport import models
+
+    try:
+        yield
+    except models.MissingLibraryError as error:
+        extra = "timm" if error.package == "timm" else "train"
+        raise missing_extra(error.package, extra, "a model that is brought along") from error
+
+
+def new_model(
+    model: ModelSection, num_classes: int, channels: int, size: tuple[int, int] | None = None
+) -> nn.Module:
+    """The architecture with fresh weights. Raises UsageError for arguments it can't be built with.
+
+    size: height and width of the pictures, with which a brought model is tried before anything depends on it.
+    """
     model_spec(model.arch)
     from trueport import models
 
     try:
-        return models.create(model.arch, num_classes=num_classes, channels=channels, **model.args)
+        module = models.create(model.arch, num_classes=num_classes, channels=channels, **model.args)
+        if size is not None and models.brought.kind(model.arch) != "own":
+            models.brought.probe(model.arch, module, num_classes, channels, size)
+        return module
     except models.ModelArgumentError as error:
         raise UsageError(str(error)) from error
     except (TypeError, ValueError) as error:  # of a right name, but with a value the architecture trips on
@@ -53,9 +77,10 @@ def new_model(model: ModelSection, num_classes: int, channels: int) -> nn.Module
 def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisation]:
     """Preprocessing and normalisation in full: size from the architecture, colour mode from the data.
 
-    Raises UsageError where recipe, architecture and data don't go together.
+    Raises UsageError where recipe, architecture, initial weights and data don't go together.
     """
-    section, spec = recipe.preprocessing, model_spec(recipe.model.arch)
+    section, spec = recipe.preprocessing, _spec(recipe.model)
+    usual = expected_normalisation(recipe.model, spec) or (spec.mean, spec.std)
     height, width = _size(section.size, spec)
     mode = section.mode or ("L" if 1 in spec.channels and (dataset.grey or 3 not in spec.channels) else "RGB")
     try:
@@ -68,8 +93,8 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
             resample=section.resample,
         )
         mean, std = (
-            _per_channel((default,) if values is None else values, preprocessing)
-            for values, default in ((section.mean, spec.mean), (section.std, spec.std))
+            _per_channel(_usual(default, preprocessing) if values is None else values, preprocessing)
+            for values, default in zip((section.mean, section.std), usual, strict=True)
         )
         normalisation = Normalisation(mean, std)
     except ValueError as error:
@@ -79,6 +104,21 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
     return preprocessing, normalisation
 
 
+def _spec(model: ModelSection) -> ModelSpec:
+    """What is known about the architecture as its arguments build it."""
+    spec = model_spec(model.arch)
+    from trueport.models import brought
+
+    return brought.sized(spec, model.args)
+
+
+def _usual(values: float | tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:
+    """Values that nobody has chosen: for grey pictures the average of those for colours."""
+    if not isinstance(values, tuple):
+        return (values,)
+    return values if preprocessing.channels == len(values) else (sum(values) / len(values),)
+
+
 def _size(wanted: int | tuple[int, ...] | None, spec: ModelSpec) -> tuple[int, int]:
     """Height and width, which the architecture must be able to take."""
     if wanted is None:
@@ -86,7 +126,7 @@ def _size(wanted: int | tuple[int, ...] | None, spec: ModelSpec) -> tuple[int, i
     height, width = size = (wanted, wanted) if isinstance(wanted, int) else wanted
     if spec.fixed_size and size != spec.size:
         raise UsageError(
-            f"{spec.name} takes {spec.size[0]} x {spec.size[1]} pictures and no others, "
+            f"{spec.name} takes {spec.size[0]} x {spec.size[1]} pictures and no others{_other_sizes(spec)}, "
             f"found preprocessing.size = {size[0]} x {size[1]}"
         )
     if min(size) < spec.minimum:
@@ -95,6 +135,14 @@ def _size(wanted: int | tuple[int, ...] | None, spec: ModelSpec) -> tuple[int, i
             f"found preprocessing.size = {size[0]} x {size[1]}"
         )
     return height, width
+
+
+def _other_sizes(spec: ModelSpec) -> str:
+    """What to do about a fixed size, where something can be done."""
+    from trueport.models import brought
+
+    argument = brought.SIZE_ARGUMENTS.get(brought.kind(spec.name))
+    return f" unless model.args.{argument} is set, where it has that" if argument else ""
 
 
 def _per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:

@@ -37,11 +37,15 @@ if TYPE_CHECKING:
 
     from trueport.export.original import Original
 
-SCHEMA = 1
+SCHEMA = 2
 RUN, RECIPE, METRICS, TENSORBOARD = "run.json", "recipe.toml", "metrics.jsonl", "tensorboard"
 WEIGHTS, LAST, LOCK = "weights.safetensors", "last.safetensors", "training.lock"
 MARKS = (RUN, LAST, "stages.json", LOCK)
 """Files that nothing but trueport writes; a recipe.toml may well be a user's own."""
+
+
+METRIC: dict[Task, str] = {"classification": "top-1 accuracy", "multilabel": "mean average precision"}
+"""What a score is: the number that chooses the best epoch, 0 to 1."""
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,8 +59,8 @@ class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Mean over the augmented training pictures while the weights were changing."""
     validation_loss: float
     """The same loss, label smoothing included, on pictures as they are."""
-    validation_accuracy: float
-    """0 to 1."""
+    validation_score: float
+    """0 to 1, see `METRIC`."""
     seconds: float
     images_per_s: float
     """Training pictures a second, validation not counted."""
@@ -77,13 +81,18 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     data_sha256: str
     split_sha256: str
     weights_sha256: str
+    initial_sha256: str = ""
+    """Of the weights it started from; empty: fresh."""
     seed: int
     epochs: int
+    """Complete ones; 0: the initial weights as they were."""
     best_epoch: int
-    validation_accuracy: float
+    metric: str
+    """What the scores are: top-1 accuracy, or the mean average precision where a picture has several labels."""
+    validation_score: float
     """Of the best epoch, 0 to 1; it chose that epoch, so it is no estimate."""
     validation_loss: float
-    test_accuracy: float
+    test_score: float
     """On the held-out test pictures, 0 to 1."""
     test_loss: float
     train_count: int
@@ -92,6 +101,8 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     parameters: int
     seconds: float
     """Spent in epochs, interrupted ones not counted."""
+    processes: int = 1
+    """That trained together."""
     device: str
     versions: dict[str, str]
     recipe: dict[str, Any]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, UsageError, unknown_name
-from .manifest import MANIFEST, SCHEMA, FileEntry, Manifest, Precision, Variant
+from .manifest import MANIFEST, SCHEMA, FileEntry, Manifest, Precision, Task, Variant
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
@@ -47,8 +47,8 @@ class Evaluation:
 
     images: NDArray[np.uint8]
     """(N, H, W, C)"""
-    labels: NDArray[np.int64]
-    """(N,)"""
+    labels: NDArray[np.integer[Any]]
+    """Classes (N,) as int64; for a multilabel model 0 or 1 for each label, (N, K) as uint8."""
     logits: NDArray[np.float32]
     """(N, K) of the original in float32."""
 
@@ -131,6 +131,10 @@ class Bundle:
     def evaluation(self) -> Evaluation:
         """The held-out slice."""
         arrays = self._arrays(EVALUATION, ("images", "labels", "logits"))
+        try:
+            check_truth(arrays["labels"], self.manifest.task, len(arrays["images"]), len(self.manifest.labels))
+        except ValueError as error:
+            raise BundleError(f"{self.path / EVALUATION} is not what a bundle holds: {error}") from error
         return Evaluation(arrays["images"], arrays["labels"], arrays["logits"])
 
     def _arrays(self, name: str, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -158,6 +162,16 @@ class Bundle:
             raise BundleError(_unreadable(file)) from error
         if digest != entry.sha256:
             raise BundleError(_changed(file))
+
+
+def check_truth(truth: NDArray[Any], task: Task, rows: int, classes: int) -> None:
+    """Raise ValueError unless these are the true labels of so many rows, as the task has them."""
+    kind, shape, most = (np.int64, (rows,), classes - 1) if task == "classification" else (np.uint8, (rows, classes), 1)
+    if truth.dtype != kind or truth.shape != shape:
+        expected = f"{np.dtype(kind)} {shape}"
+        raise ValueError(f"expected labels of {task} as {expected}, found {truth.dtype} {truth.shape}")
+    if truth.size and (truth.min() < 0 or truth.max() > most):
+        raise ValueError(f"expected labels from 0 to {most}, found {truth.min()} to {truth.max()}")
 
 
 def _changed(file: Path) -> str:

@@ -12,17 +12,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import Bounds
+from .manifest import Bounds, Task
 from .verdict import Verdict, judged
 
 Logits = NDArray[np.floating[Any]]
+Labels = NDArray[np.integer[Any]]
 Infer = Callable[[NDArray[np.uint8]], Logits]
 
 
-def parity(port: Logits, original: Logits, bounds: Bounds, *, variant: str, runner: str, detail: str) -> Verdict:
+def parity(
+    port: Logits,
+    original: Logits,
+    bounds: Bounds,
+    *,
+    variant: str,
+    runner: str,
+    detail: str,
+    task: Task = "classification",
+) -> Verdict:
     """Whether the port's logits (N, K) are the original's, within the bounds.
 
-    Measured besides: relative error, signal-to-noise ratio in dB, top-1 and top-5 agreement in percent.
+    Measured besides: relative error, signal-to-noise ratio in dB, and in percent top-1 and top-5 agreement, or for
+    several labels a picture that of the single decisions.
     """
     difference = port.astype(np.float64) - original
     error, signal = float(np.mean(difference**2)), float(np.mean(original.astype(np.float64) ** 2))
@@ -33,9 +44,12 @@ def parity(port: Logits, original: Logits, bounds: Bounds, *, variant: str, runn
         "rms": math.sqrt(error),
         "max_rel": largest / scale if scale else largest,
         "snr_db": 10 * math.log10(signal / error) if signal > 0 and 0 < error < math.inf else math.inf,
-        "top1_agreement": 100 * float(np.mean(port.argmax(1) == original.argmax(1))),
-        "top5_agreement": 100 * _top_agreement(port, original, 5),
     }
+    if task == "multilabel":
+        measured["decision_agreement"] = 100 * float(np.mean(_answered(port) & ((port > 0) == (original > 0))))
+    else:
+        measured["top1_agreement"] = 100 * float(np.mean(port.argmax(1) == original.argmax(1)))
+        measured["top5_agreement"] = 100 * _top_agreement(port, original, 5)
     allowed = {"max_abs": bounds.max_abs, "rms": bounds.rms}
     return judged("parity", variant, runner, measured, allowed, detail)
 
@@ -86,7 +100,7 @@ def preprocessing_identity(prepared: Sequence[NDArray[np.uint8]], golden: NDArra
 
 
 def accuracy(
-    port: Logits, original: Logits, labels: NDArray[np.int64], bounds: Bounds, *, variant: str, runner: str
+    port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str
 ) -> Verdict:
     """Top-1 of port and original on the same samples: the paired difference, its interval, McNemar's exact test.
 
@@ -118,6 +132,48 @@ def accuracy(
         f"{int(changed.sum())} predictions changed, {int(tied.sum())} ties may go either way"
     )
     return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
+
+
+def decisions(
+    port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str
+) -> Verdict:
+    """What `accuracy` is where a picture has several labels (N, K): every decision of both on the same samples.
+
+    A label is said to be there where its logit is above 0. Allowed are no changed decisions but those whose logit in
+    the original is no further from 0 than the bound of parity. Told besides: the paired difference over all decisions,
+    which is not independent within a picture, and the share of pictures that are right in every label.
+    """
+    there, answered = labels.astype(bool), _answered(port)
+    ours, theirs = answered & ((port > 0) == there), (original > 0) == there
+    tied = np.abs(original) <= bounds.max_abs
+    changed = ~answered | ((port > 0) != (original > 0))
+    lost, won, count = int(np.sum(theirs & ~ours)), int(np.sum(ours & ~theirs)), labels.size
+    low, high = paired_interval(lost, won, count)
+    measured = {
+        "unexplained": float(np.sum(changed & ~tied)),
+        "non_finite": float(np.sum(~answered)),
+        "decisions_original": 100 * float(theirs.mean()),
+        "decisions_port": 100 * float(ours.mean()),
+        "exact_original": 100 * float(theirs.all(axis=1).mean()),
+        "exact_port": 100 * float(ours.all(axis=1).mean()),
+        "drop_points": 100 * (lost - won) / count,
+        "drop_low": 100 * low,
+        "drop_high": 100 * high,
+        "lost_decisions": float(lost),
+        "won_decisions": float(won),
+        "mcnemar_p": mcnemar_p(lost, won),
+    }
+    detail = (
+        f"{ours.mean():.2%} of the decisions right, the original {theirs.mean():.2%}, on {len(labels)} held-out samples "
+        f"with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so close "
+        "that they may"
+    )
+    return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
+
+
+def _answered(logits: Logits) -> NDArray[np.bool_]:
+    """(N, 1): a row with a NaN or an infinity is no answer."""
+    return np.asarray(np.isfinite(logits).all(axis=1, keepdims=True))
 
 
 def mcnemar_p(lost: int, won: int) -> float:

@@ -6,6 +6,7 @@
     ├── ExportError               2   the model can't be exported, or the graph breaks its contract
     ├── MissingError              3   this machine lacks a package, a device or a library
     ├── BundleError               4   damaged, tampered with, or of a schema that is not understood
+    │   └── TrustError            4   names code to be run, and nobody has said that it is trusted
     └── RequestError                  one inference request can't be answered
         ├── InvalidRequestError   2   wrong shape, dtype, name or number of rows
         ├── OverloadedError           refused at admission: the queue is full or the deadline can't be met
@@ -58,6 +59,10 @@ class BundleError(TrueportError):
     """The bundle is damaged, not to be trusted, or written by a newer trueport."""
 
     exit_code = EXIT_BUNDLE
+
+
+class TrustError(BundleError):
+    """Rebuilding the original would import and call what the bundle names, without consent."""
 
 
 class RequestError(TrueportError):

@@ -1,14 +1,17 @@
 """From a picture to the network's uint8 (H, W, C): decode, orientation, colour mode, resize, crop.
 
+Values are taken as they are stored: embedded colour profiles are not applied, as training's usual loaders don't.
 Training evaluates through this very code, so there is no second implementation to differ from. Pillow and NumPy only.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +30,24 @@ _ACCEPTED = "a path, encoded bytes, a PIL image or a uint8 array (H, W), (H, W, 
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's decoders that are let near a user's bytes; of several pictures in a file, the first is taken."""
+
+WHITE_16 = 65535
+STRANGERS = (
+    (0, b"<svg", "SVG"),
+    (0, b"<?xml", "SVG or other XML"),
+    (0, b"%PDF", "PDF"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"\x00\x00\x01\x00", "ICO"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (4, b"ftypavi", "AVIF"),
+    (4, b"ftyphe", "HEIC/HEIF"),
+    (4, b"ftypmi", "HEIC/HEIF"),
+    (4, b"ftypms", "HEIC/HEIF"),
+)
+"""Formats that are not accepted, by the bytes at a place near their beginning."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +85,17 @@ def prepare(
         image = _from_array(source)
     else:
         image = decode(source, limits)
-    try:
+    with _converting(image, preprocessing.mode):
         return _pixels(_framed(_in_mode(image, preprocessing.mode), preprocessing, limits))
-    except MemoryError as error:
-        raise ImageError(f"there is no memory left for a picture of {_shown(image.size)} pixels") from error
-    except ValueError as error:  # Pillow's word for a mode that it can't convert
-        raise ImageError(f"pixels of mode {image.mode} can't be made {preprocessing.mode}: {error}") from error
+
+
+def upright(
+    source: Encoded | Image.Image, mode: Literal["RGB", "L"], limits: ImageLimits = DEFAULT_LIMITS
+) -> Image.Image:
+    """What `prepare` resizes: the whole picture, turned by its EXIF orientation and in this mode. Raises ImageError."""
+    image = decode(source, limits)
+    with _converting(image, mode):
+        return _in_mode(image, mode)
 
 
 def decode(source: Encoded | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
@@ -90,7 +116,7 @@ def decode(source: Encoded | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) 
     except MemoryError as error:
         raise ImageError(f"there is no memory left to decode {name}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture of a known format ({', '.join(FORMATS)})") from error
+        raise ImageError(f"{name} is {_stranger(data)} ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes trips on
         raise ImageError(f"{name} can't be decoded: {error}; it is damaged or truncated") from error
 
@@ -118,6 +144,14 @@ def _encoded(source: Encoded, limits: ImageLimits) -> tuple[str, bytes]:
     return name, data
 
 
+def _stranger(data: bytes) -> str:
+    start = data[:16].lstrip() if data[:1].isspace() else data[:16]
+    for place, mark, kind in STRANGERS:
+        if start[place:].startswith(mark):
+            return f"{kind}, which is not accepted: convert it to a known format"
+    return "not a picture of a known format"
+
+
 def _from_array(array: NDArray[Any]) -> Image.Image:
     from PIL import Image
 
@@ -129,12 +163,22 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
+@contextmanager
+def _converting(image: Image.Image, mode: str) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise ImageError(f"there is no memory left for a picture of {_shown(image.size)} pixels") from error
+    except ValueError as error:  # Pillow's word for a mode that it can't convert
+        raise ImageError(f"pixels of mode {image.mode} can't be made {mode}: {error}") from error
+
+
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     """Bring any of Pillow's modes to RGB or L; transparency is laid on white, 16 bits are scaled to 8."""
     from PIL import Image
 
     if image.mode.startswith("I"):
-        image = Image.fromarray((np.clip(np.asarray(image, np.int64), 0, 65535) // 257).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(image))
     elif image.mode == "F":
         raise ImageError("a picture of floating-point pixels has no defined white: convert it to 8 or 16 bits")
     elif image.has_transparency_data:
@@ -142,6 +186,20 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _eight_bits(image: Image.Image) -> Pixels:
+    """Grey levels of 16 bits as 8 (H, W), the one that a PNG may name as transparent as white."""
+    values = np.asarray(image, np.int64)
+    if values.min() < 0 or values.max() > WHITE_16:
+        raise ImageError(
+            f"a picture of grey levels from {values.min():,} to {values.max():,} has no defined white: "
+            "convert it to 8 or 16 bits"
+        )
+    levels = (values // 257).astype(np.uint8)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        levels[values == transparent] = 255
+    return levels
 
 
 def _framed(image: Image.Image, preprocessing: Preprocessing, limits: ImageLimits) -> Image.Image:

@@ -27,6 +27,7 @@ from .machine import available_cores
 from .manifest import Manifest, Variant
 from .runner import Array, Runner, RunnerReport
 from .runners import RUNNERS, open_runner
+from .scores import scores_from_logits
 
 if TYPE_CHECKING:
     from .preprocessing import Picture
@@ -39,14 +40,18 @@ class Score(msgspec.Struct, frozen=True):
     label: str
     index: int
     score: float
-    """Softmax of the logits, 0 to 1."""
+    """0 to 1: the softmax of the logits; for a multilabel model the sigmoid of its own logit, so they don't add up."""
 
 
 class Prediction(msgspec.Struct, frozen=True):
     """What the model says about one picture."""
 
     top: tuple[Score, ...]
-    """Best first."""
+    """Best first; of a multilabel model too, whatever their scores: see `above`."""
+
+    def above(self, threshold: float = 0.5) -> tuple[Score, ...]:
+        """Those of `top` with a larger score: what a multilabel model says is in the picture."""
+        return tuple(score for score in self.top if score.score > threshold)
 
     @property
     def label(self) -> str:
@@ -179,8 +184,7 @@ class Session:
         """The best `top` classes of each row of logits (N, K)."""
         if top < 1:
             raise UsageError(f"top must be at least 1, found {top}")
-        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
+        scores = scores_from_logits(logits, self.manifest.task)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top]
         return [
             Prediction(tuple(Score(self.labels[i], int(i), float(row[i])) for i in order))

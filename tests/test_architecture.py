@@ -263,7 +263,6 @@ def test_commands_that_need_the_train_extra_name_its_install(run_path: Path, tmp
         ["run", "digits"],
         ["export", str(run_path), "--out", "never.bundle"],
         ["models"],
-        ["data", "list"],
         ["data", "split", "digits"],
     ]
     codes, done = without_train(COMMANDS, commands, tmp_path)

@@ -20,6 +20,9 @@ def bench(
     runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
     variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Of both; all cores where not given.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the package.module:factory that the bundle's original is made by.")
+    ] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
     """Time original and port in turns, in one process, on the same pictures and threads."""
@@ -28,7 +31,14 @@ def bench(
     from ..console import emit_json, print_table, say
 
     report = bench_bundle(
-        bundle, runner=runner, variant=variant, batches=_sizes(batch), seconds=seconds, threads=threads, progress=say
+        bundle,
+        runner=runner,
+        variant=variant,
+        batches=_sizes(batch),
+        seconds=seconds,
+        threads=threads,
+        trust_code=trust_code,
+        progress=say,
     )
     emit_json(report, json)
     if json != "-":

@@ -20,6 +20,9 @@ def check(
     variant: Annotated[list[str], typer.Option(help="Only this variant; repeatable.")] = [],  # noqa: B006
     runner: Annotated[list[str], typer.Option(help="On this runner; repeatable.")] = ["onnxruntime:cpu"],  # noqa: B006
     threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
+    trust_code: Annotated[
+        bool, typer.Option("--trust-code", help="Run the package.module:factory that the bundle's original is made by.")
+    ] = False,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON; - prints it.")] = None,
 ) -> None:
     """Prove it: numeric parity, batch invariance, preprocessing and accuracy. Exit code 1 where a gate failed.
@@ -30,7 +33,7 @@ def check(
     from ..check import check_table
     from ..console import emit_json, print_table
 
-    report = check_bundle(bundle, variants=variant, runners=runner, threads=threads)
+    report = check_bundle(bundle, variants=variant, runners=runner, threads=threads, trust_code=trust_code)
     emit_json(report, json)
     if json != "-":
         print_table(check_table(report))

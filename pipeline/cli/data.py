@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,8 +27,24 @@ def list_() -> None:
 
 
 @app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="A data set of `trueport data list`.")],
+    root: Annotated[
+        Path | None, typer.Option(help="Where it goes: $TRUEPORT_DATA, else the user's cache, where not given.")
+    ] = None,
+) -> None:
+    """Download a data set, verify and unpack it. Training does it by itself where the data is not there."""
+    from ..data import prepare_dataset
+
+    folder = prepare_dataset(name, root)
+    print(f"{name}: {folder or 'built in, there is nothing to download'}")
+    if folder and root:
+        print(f"training finds it there with TRUEPORT_DATA={root}")
+
+
+@app.command()
 def split(
-    source: Annotated[str, typer.Argument(help="A data set's name, or a folder of class folders.")],
+    source: Annotated[str, typer.Argument(help="A data set's name, a folder of class folders, or a CSV file.")],
     validation: Annotated[float, typer.Option(help="Share that chooses the best epoch.")] = 0.1,
     test: Annotated[float, typer.Option(help="Share held out.")] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,

@@ -6,8 +6,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,28 +20,41 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Indices = NDArray[np.int64]
+Labels = NDArray[np.int64] | NDArray[np.uint8]
 Part = Literal["train", "validation", "test"]
 Done = Callable[[int], None]
 """Told how many more pictures are done."""
 
 Result = TypeVar("Result")
+BLOCK = 16
+"""Pictures that a thread takes at a time; a task for each would cost more than hashing a small one."""
 
 
 class Dataset(ABC):
     """Labelled pictures in an order that does not depend on the file system: ascending by id."""
 
-    def __init__(self, name: str, classes: Sequence[str], ids: Sequence[str], labels: Iterable[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        ids: Sequence[str],
+        labels: Iterable[int] | NDArray[Any],
+        parts: Sequence[Part | None] | None = None,
+    ) -> None:
         self.name = displayed(name)
         self.ignored: tuple[str, ...] = ()
         """Files that lie among the pictures and are none."""
         self.classes = tuple(classes)
         self.ids = tuple(ids)
-        self.labels: Indices = np.fromiter(labels, np.int64, count=len(self.ids))
+        self.labels: Labels = _labels(labels, len(self.ids), len(self.classes))
         """Of each picture: its class (N,); for several labels a picture 0 or 1 for each class (N, K)."""
-        self.parts: tuple[Part | None, ...] = (None,) * len(self.ids)
+        self.parts: tuple[Part | None, ...] = (None,) * len(self.ids) if parts is None else tuple(parts)
         """The part a picture belongs to where the data set has parts of its own; None: the split decides."""
-        if list(self.ids) != sorted(set(self.ids)):
+        self._fingerprint = ""
+        if any(not first < second for first, second in pairwise(self.ids)):
             raise ValueError(f"the ids of {name} must be unique and sorted")
+        if len(set(self.classes)) != len(self.classes) or len(self.parts) != len(self.ids):
+            raise ValueError(f"the classes of {name} must be unique, and its parts one for each picture")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,14 +81,26 @@ class Dataset(ABC):
         """One picture, decoded and upright. Raises ImageError."""
         return decode(self.encoded(index))
 
-    @cached_property
+    def digests(self, done: Done | None = None) -> list[str]:
+        """SHA-256 of each picture's content. Raises UsageError, see `each`."""
+        return each(self, lambda _, index: hashlib.sha256(self.content(index)).hexdigest(), range(len(self)), done)
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 over classes, ids, labels and contents, as 64 hexadecimal digits. Raises UsageError, see `each`."""
-        digests = each(self, lambda _, index: hashlib.sha256(self.content(index)).hexdigest(), range(len(self)))
-        lines = [f"class {name!r}" for name in self.classes]
-        samples = zip(digests, self.labels.tolist(), self.ids, strict=True)
-        lines += [f"{digest} {label} {sample!r}" for digest, label, sample in samples]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        """See `fingerprinted`."""
+        return self.fingerprinted()
+
+    def fingerprinted(self, done: Done | None = None) -> str:
+        """SHA-256 over classes, ids, labels and contents, as 64 hexadecimal digits; computed once.
+
+        The parts a data set has of its own are in the split's fingerprint. Raises UsageError, see `each`.
+        """
+        if not self._fingerprint:
+            lines = [f"class {name!r}" for name in self.classes]
+            samples = zip(self.digests(done), _shown(self.labels), self.ids, strict=True)
+            lines += [f"{digest} {label} {sample!r}" for digest, label, sample in samples]
+            self._fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return self._fingerprint
 
 
 def each(
@@ -87,25 +112,50 @@ def each(
     """
     results: list[Result] = []
     failures: list[tuple[str, ImageError]] = []
-
-    def attempt(position: int, index: int) -> Result | ImageError:
-        try:
-            return work(position, index)
-        except ImageError as error:
-            return error
-
     indices = list(indices)
+
+    def attempt(block: range) -> list[Result | ImageError]:
+        found: list[Result | ImageError] = []
+        for position in block:
+            try:
+                found.append(work(position, indices[position]))
+            except ImageError as error:
+                found.append(error)
+        return found
+
+    blocks = [range(start, min(start + BLOCK, len(indices))) for start in range(0, len(indices), BLOCK)]
     with ThreadPoolExecutor() as pool:  # Pillow frees the interpreter while it decodes and resizes
-        for index, result in zip(indices, pool.map(attempt, range(len(indices)), indices), strict=True):
-            if isinstance(result, ImageError):
-                failures.append((dataset.ids[index], result))
-            else:
-                results.append(result)
+        for block, found in zip(blocks, pool.map(attempt, blocks), strict=True):
+            for position, result in zip(block, found, strict=True):
+                if isinstance(result, ImageError):
+                    failures.append((dataset.ids[indices[position]], result))
+                else:
+                    results.append(result)
             if done is not None:
-                done(1)
+                done(len(block))
     if failures:
-        raise _bad_pictures(dataset, failures, len(indices))
+        raise bad_pictures(dataset, failures, len(indices))
     return results
+
+
+def _labels(labels: Iterable[int] | NDArray[Any], count: int, classes: int) -> Labels:
+    """One class a picture (N,), or a row of 0 and 1 for each (N, K). Raises ValueError for anything else."""
+    if isinstance(labels, np.ndarray) and labels.ndim == 2:
+        marks = np.ascontiguousarray(labels, np.uint8)
+        if marks.shape != (count, classes) or marks.max(initial=0) > 1:
+            raise ValueError(f"expected labels of 0 and 1, {count} x {classes}, found {labels.shape}")
+        return marks
+    indices: Indices = np.fromiter(labels, np.int64, count=count)
+    if indices.min(initial=0) < 0 or indices.max(initial=0) >= max(classes, 1):
+        raise ValueError(f"expected labels from 0 to {classes - 1}, found {indices.min()} to {indices.max()}")
+    return indices
+
+
+def _shown(labels: Labels) -> list[str]:
+    """Each picture's class, or its classes between slashes."""
+    if labels.ndim == 1:
+        return [str(label) for label in labels.tolist()]
+    return ["/".join(map(str, np.flatnonzero(row).tolist())) for row in labels]
 
 
 def verify(dataset: Dataset, done: Done | None = None) -> None:
@@ -117,7 +167,8 @@ def verify(dataset: Dataset, done: Done | None = None) -> None:
     each(dataset, decode_whole, range(len(dataset)), done)
 
 
-def _bad_pictures(dataset: Dataset, failures: list[tuple[str, ImageError]], total: int) -> UsageError:
+def bad_pictures(dataset: Dataset, failures: list[tuple[str, ImageError]], total: int) -> UsageError:
+    """The one error for all the pictures that raised ImageError, by their ids."""
     told = shortened([f"{displayed(sample)} ({error})" for sample, error in failures])
     return UsageError(
         f"{len(failures)} of {total} pictures of {dataset.name} can't be used: {told}: "

@@ -59,7 +59,10 @@ class ModelEndpoint:
         return answer_from_outputs(self.signature, asked, outputs)
 
     async def classify(self, request: Request) -> Answer:
-        """One encoded picture in, its best classes out. Raises the RequestErrors and ImageError."""
+        """One encoded picture in, its best classes out: the session's scores, a softmax or a sigmoid of each label.
+
+        Raises the RequestErrors and ImageError.
+        """
         _refuse_compressed(request.headers)
         _refuse_form(request.headers)
         top = _top(request.query)

@@ -48,7 +48,10 @@ def _values(wanted: WantedOutput, values: NDArray[Any], tail: list[bytes]) -> di
 
 
 def _classes(labels: Sequence[str], wanted: WantedOutput, values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
-    """BYTES [N, k] of `value:index:label`, best first; k is at most the number of classes."""
+    """BYTES [N, k] of `value:index:label`, best first; k is at most the number of classes.
+
+    The value is the output's own, a logit, as the extension has it; scores from 0 to 1 are what /classify tells.
+    """
     if values.ndim != 2:
         raise InvalidRequestError(f"output {wanted.name} has no classes, its shape is {list(values.shape)}")
     order = np.argsort(-values, axis=1, kind="stable")[:, : wanted.classes]

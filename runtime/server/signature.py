@@ -94,7 +94,7 @@ def model_metadata(manifest: Manifest, versions: list[str]) -> dict[str, Any]:
 
 
 def model_config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
-    """Of `GET /v2/models/NAME/config`; dims are without the batch."""
+    """Of `GET /v2/models/NAME/config`; dims are without the batch. The task tells what turns logits into scores."""
     return {
         "name": manifest.name,
         "platform": PLATFORM,
@@ -102,6 +102,7 @@ def model_config(manifest: Manifest, max_rows: int) -> dict[str, Any]:
         "input": [_configured(spec) for spec in manifest.inputs],
         "output": [_configured(spec) for spec in manifest.outputs],
         "dynamic_batching": {"priority_levels": PRIORITY_LEVELS, "default_priority_level": DEFAULT_PRIORITY_LEVEL},
+        "parameters": {"task": {"string_value": manifest.task}},
     }
 
 

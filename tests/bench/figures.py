@@ -42,7 +42,7 @@ def figures(out: Path) -> Iterator[tuple[str, str]]:
     seconds = process_seconds("run", "digits", "--out", str(out))
     yield "the demo, all five stages, whole process", f"{seconds:.1f} s"
     info = Run.open(out).info
-    yield "LeNet on held-out digits", f"{info.test_accuracy:.2%} of {info.test_count}"
+    yield "LeNet on held-out digits", f"{info.test_score:.2%} of {info.test_count}"
     yield from speed(out / "bundle")
     yield "Session.run over the bare InferenceSession.run, batch 1", session_overhead(out / "bundle")
     yield "trueport --help, whole process", spread(lambda: process_seconds("--help"))

@@ -71,6 +71,7 @@ def test_an_exact_network_still_has_bounds() -> None:
 
     bounds = bounds_from_noise(trivial(Exact()), extremes(SMALL))
     assert bounds.noise_max_abs == pytest.approx(3 * np.finfo(np.float32).eps)
+    assert {type(bounds.max_abs), type(bounds.rms)} == {float}  # what a manifest can hold
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:

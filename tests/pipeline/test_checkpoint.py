@@ -19,7 +19,7 @@ from trueport.pipeline.run_folder import EpochMetrics, Run, RunInfo
 from trueport.runtime.errors import UsageError
 from trueport.runtime.manifest import Normalisation, Preprocessing
 
-STATE = State(epoch=3, best_epoch=2, best_accuracy=0.1 + 0.2, best_loss=1e-17, seconds=1.5, setup={"train.epochs": 5})
+STATE = State(epoch=3, best_epoch=2, best_score=0.1 + 0.2, best_loss=1e-17, seconds=1.5, setup={"train.epochs": 5})
 
 
 def trained(kind: type[torch.optim.Optimizer], **options: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -93,6 +93,8 @@ def folder(tmp_path: Path) -> Path:
     model = models.create("lenet", num_classes=3, channels=1)
     (tmp_path / run_folder.WEIGHTS).write_bytes(safetensors.torch.save(model.state_dict()))
     info = RunInfo(
+        task="classification",
+        metric="top-1 accuracy",
         arch="lenet",
         arch_args={},
         labels=("ant", "bee", "cat"),
@@ -105,9 +107,9 @@ def folder(tmp_path: Path) -> Path:
         seed=0,
         epochs=1,
         best_epoch=1,
-        validation_accuracy=0.5,
+        validation_score=0.5,
         validation_loss=1.0,
-        test_accuracy=0.5,
+        test_score=0.5,
         test_loss=1.0,
         train_count=7,
         validation_count=1,
@@ -164,7 +166,7 @@ def test_what_is_no_run_is_refused_and_says_why(folder: Path, tmp_path: Path) ->
     text = (folder / run_folder.RUN).read_text()
     (folder / run_folder.WEIGHTS).touch()
     for broken, sentence in (
-        (text.replace('"schema": 1', '"schema": 9'), "has schema 9, this trueport reads 1"),
+        (text.replace('"schema": 2', '"schema": 9'), "has schema 9, this trueport reads 2"),
         (text.replace('"labels"', '"lables"'), "it is damaged"),
         (text[:40], "it is damaged"),
     ):
@@ -189,7 +191,7 @@ def test_metrics_end_where_the_file_was_cut_and_at_the_epoch_asked_for(tmp_path:
             learning_rate=0.1,
             train_loss=1 / 3,
             validation_loss=0.5,
-            validation_accuracy=0.9,
+            validation_score=0.9,
             seconds=1.0,
             images_per_s=10.0,
         )

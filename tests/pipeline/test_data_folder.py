@@ -100,14 +100,103 @@ def test_folders_of_another_layout_are_refused(pets: Path, tmp_path: Path) -> No
         open_dataset(pets / "dog")
     with pytest.raises(UsageError, match="one class folder pets"):
         open_dataset(tmp_path)
-    for part in ("train", "val"):
-        shutil.copytree(pets, tmp_path / "parted" / part)
-    with pytest.raises(UsageError, match="train, val, which are parts and not classes"):
-        open_dataset(tmp_path / "parted")
     with pytest.raises(UsageError, match="is not a folder"):
         open_dataset(pets / "dog" / "0.png")
     with pytest.raises(UsageError, match="there is no folder"):
         open_dataset(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def parted(pets: Path, tmp_path: Path) -> Path:
+    """ImageNet's layout: train/cat/0.jpg, val/cat/0.jpg."""
+    for part in ("train", "val"):
+        shutil.copytree(pets, tmp_path / "parted" / part)
+    return tmp_path / "parted"
+
+
+def test_imagenet_s_val_is_held_out(parted: Path) -> None:
+    data = open_dataset(parted)
+    assert data.classes == ("cat", "dog")
+    assert len(data) == 14
+    assert data.ids[3] == "train/cat/indoors/9.webp"
+    assert data.labels.tolist() == [0, 0, 0, 0, 1, 1, 1] * 2
+    parts = split(data, 0.25, 0.2, 0)
+    assert parts.test.tolist() == list(range(7, 14))
+    assert len(parts.validation) == 2
+    (parted / "val").rename(parted / "test")
+    as_test = split(open_dataset(parted), 0.25, 0.2, 0)
+    assert as_test.test.tolist() == list(range(7))  # test/ comes before train/
+    assert len(as_test.validation) == 2
+
+
+def test_three_parts_are_what_they_are_called(parted: Path, pets: Path) -> None:
+    shutil.copytree(pets, parted / "test")
+    parts = split(data := open_dataset(parted), 0.1, 0.2, 0)
+    for indices, top in ((parts.train, "train/"), (parts.validation, "val/"), (parts.test, "test/")):
+        assert len(indices) == 7
+        assert all(data.ids[index].startswith(top) for index in indices)
+    assert split(data, 0.3, 0.3, 5).fingerprint == parts.fingerprint
+
+
+def test_a_class_that_a_part_lacks_is_named(parted: Path) -> None:
+    picture(parted / "val" / "fox" / "1.png")
+    with pytest.raises(UsageError, match=r"have other classes: fox in val and not in train; add pictures there"):
+        open_dataset(parted)
+    shutil.rmtree(parted / "val" / "fox")
+    picture(parted / "train" / "owl" / "1.png")
+    with pytest.raises(UsageError, match=r"owl in train and not in val"):
+        open_dataset(parted)
+
+
+def test_pictures_that_lie_flat_in_val_are_refused_with_what_to_do(parted: Path) -> None:
+    shutil.rmtree(parted / "val")
+    picture(parted / "val" / "ILSVRC2012_val_00000001.JPEG")
+    with pytest.raises(
+        UsageError, match=r"val has no class folders \(1 pictures lie directly.*CSV manifest; see .*train"
+    ):
+        open_dataset(parted)
+
+
+def test_parts_that_make_no_sense_are_refused(parted: Path) -> None:
+    (parted / "annotations").mkdir()
+    with pytest.raises(UsageError, match="train, val, which are parts and not classes, beside annotations"):
+        open_dataset(parted)
+    (parted / "annotations").rmdir()
+    (parted / "train").rename(parted / "validation")
+    with pytest.raises(UsageError, match="val, validation, which are parts"):
+        open_dataset(parted)
+    (parted / "validation").rename(parted / "train")
+    shutil.rmtree(parted / "val")
+    with pytest.raises(UsageError, match=r"holds train alone, which is a part and not a class: give .*/parted/train"):
+        open_dataset(parted)
+
+
+def test_a_class_may_be_called_train(pets: Path) -> None:
+    (pets / "dog").rename(pets / "train")
+    assert open_dataset(pets).classes == ("cat", "train")
+
+
+def test_imagenet_s_own_list_names_the_classes(pets: Path) -> None:
+    lines = "cat crane\ndog crane, bird of passage\nfox unknown\n"
+    (pets / "LOC_synset_mapping.txt").write_text(lines)
+    assert open_dataset(pets).classes == ("crane (cat)", "crane (dog)")
+    (pets / "LOC_synset_mapping.txt").write_text("dog Pug, pug-dog\n")
+    assert open_dataset(pets).classes == ("cat", "Pug")
+    assert open_dataset(pets).ids[0] == "cat/0.jpg"
+
+
+def test_a_grey_palette_is_grey(tmp_path: Path) -> None:
+    for index, name in enumerate(("a", "b")):
+        picture(tmp_path / "scans" / name / "1.png", index, "L")
+        Image.open(tmp_path / "scans" / name / "1.png").convert("P").save(tmp_path / "scans" / name / "2.gif")
+    with Image.open(tmp_path / "scans" / "a" / "2.gif") as stored:
+        stored.convert("P").save(tmp_path / "scans" / "a" / "3.png")
+    assert open_dataset(tmp_path / "scans").grey
+    colour = Image.new("RGB", (4, 4), "red").convert("P", palette=Image.Palette.ADAPTIVE)
+    colour.save(tmp_path / "scans" / "a" / "4.png")
+    with Image.open(tmp_path / "scans" / "a" / "4.png") as stored:
+        assert stored.mode == "P"
+    assert not open_dataset(tmp_path / "scans").grey
 
 
 def test_broken_pictures_are_all_named_in_one_sentence(pets: Path) -> None:
@@ -195,5 +284,5 @@ def test_unknown_names_list_near_choices() -> None:
     assert "digits" in dataset_names()
     with pytest.raises(UsageError, match="did you mean digits"):
         open_dataset("digit")
-    with pytest.raises(UsageError, match="known: digits"):
+    with pytest.raises(UsageError, match="known: cifar10, digits"):
         open_dataset("zzz")

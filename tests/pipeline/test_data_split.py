@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, cast
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from trueport.pipeline.data import Dataset, Split, open_dataset, split
+from trueport.pipeline.data.dataset import Part
 from trueport.runtime.errors import UsageError
 
 
@@ -97,3 +102,82 @@ def test_calibration_comes_from_train_only() -> None:
     assert np.array_equal(drawn, parts.calibration(10, seed=1))
     assert not np.array_equal(drawn, parts.calibration(10, seed=2))
     assert np.array_equal(parts.calibration(10_000), parts.train)
+
+
+class Marked(Dataset):
+    """Names with labels and parts of their own."""
+
+    grey = True
+
+    def __init__(self, labels: NDArray[np.integer[Any]], parts: Sequence[str | None] | None = None) -> None:
+        ids = [f"{index:04d}" for index in range(len(labels))]
+        classes = [f"c{index}" for index in range(labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1)]
+        super().__init__("marked", classes, ids, labels, cast("Sequence[Part | None] | None", parts))
+
+    def encoded(self, index: int) -> bytes:
+        return self.ids[index].encode()
+
+
+def test_a_test_part_of_its_own_stays_whole_and_the_share_is_of_the_rest() -> None:
+    labels = np.arange(100) % 2
+    data = Marked(labels, ["test"] * 20 + [None] * 80)
+    parts = split(data, 0.1, 0.5, 0)
+    assert parts.test.tolist() == list(range(20))
+    assert len(parts.validation) == 8
+    assert np.bincount(labels[parts.validation]).tolist() == [4, 4]
+    as_train = split(Marked(labels, ["test"] * 20 + ["train"] * 80), 0.1, 0.5, 0)
+    assert as_train.fingerprint == parts.fingerprint
+    assert split(Marked(labels), 0.1, 0.2, 0).fingerprint != parts.fingerprint
+
+
+def test_a_class_absent_from_train_or_test_is_named() -> None:
+    labels = np.array([0, 1, 2, 0, 1, 0, 1, 2])
+    with pytest.raises(UsageError, match="no picture of c2 is in the test part of marked: add pictures there"):
+        split(Marked(labels, ["train"] * 3 + ["test"] * 2 + ["validation"] * 3), 0.1, 0.2, 0)
+    with pytest.raises(UsageError, match="no picture of c2 is in the train part of marked"):
+        split(Marked(labels, ["test"] * 3 + ["train"] * 2 + ["validation"] * 3), 0.1, 0.2, 0)
+    with pytest.raises(UsageError, match=r"c2 of marked has 1 pictures, too few for train and validation \(0\.1\) to"):
+        split(Marked(labels, ["train"] * 3 + ["test"] * 2 + ["train"] * 2 + ["test"]), 0.1, 0.2, 0)
+
+
+def several(count: int = 1000, seed: int = 0) -> NDArray[np.uint8]:
+    """Labels from common to rare, one in ten pictures without any."""
+    random = np.random.default_rng(seed)
+    labels = random.random((count, 6)) < [0.5, 0.3, 0.1, 0.05, 0.02, 0.01]
+    labels[random.random(count) < 0.1] = False
+    return labels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_labels_are_spread_as_the_shares_say(seed: int) -> None:
+    labels = several(seed=seed)
+    parts = split(Marked(labels), 0.1, 0.2, seed)
+    together = np.concatenate([parts.train, parts.validation, parts.test])
+    assert sorted(together) == list(range(1000))
+    for indices, share in ((parts.train, 0.7), (parts.validation, 0.1), (parts.test, 0.2)):
+        assert abs(len(indices) - share * 1000) <= 3
+        expected = share * labels.sum(axis=0)
+        assert np.all(np.abs(labels[indices].sum(axis=0) - expected) <= np.maximum(2, 0.03 * expected))
+    again = split(Marked(labels), 0.1, 0.2, seed)
+    assert again.fingerprint == parts.fingerprint
+    assert split(Marked(labels), 0.1, 0.2, seed + 1).fingerprint != parts.fingerprint
+
+
+def test_a_rare_label_is_in_train_and_test_or_refused_by_name() -> None:
+    labels = np.zeros((50, 2), np.uint8)
+    labels[:, 0] = 1
+    labels[[3, 30], 1] = 1
+    for seed in range(20):
+        parts = split(Marked(labels), 0.1, 0.2, seed)
+        assert labels[parts.train, 1].sum() == labels[parts.test, 1].sum() == 1
+    labels[30, 1] = 0
+    with pytest.raises(UsageError, match="no picture of c1 is in the test part"):
+        split(Marked(labels), 0.1, 0.2, 0)
+
+
+def test_labels_that_make_no_sense_are_refused() -> None:
+    for labels in (np.full((3, 2), 2), np.array([0, -1])):
+        with pytest.raises(ValueError, match="expected labels"):
+            Marked(labels)
+    with pytest.raises(ValueError, match="parts one for each picture"):
+        Marked(np.array([0, 1]), ["train"])

@@ -164,16 +164,17 @@ def make_bundle(
 
 def make_run(folder: Path, epochs: int = 3) -> Run:
     info = RunInfo(
-        arch="lenet", arch_args={}, labels=("ant", "bee", "cat"),
+        task="classification", arch="lenet", arch_args={}, labels=("ant", "bee", "cat"),
         preprocessing=Preprocessing(height=4, width=4, mode="L"), normalisation=Normalisation((0.5,), (0.5,)),
         data="insects", data_sha256="", split_sha256="", weights_sha256="", seed=0, epochs=epochs, best_epoch=1,
-        validation_accuracy=0.5, validation_loss=0.7, test_accuracy=0.625, test_loss=0.6, train_count=50,
+        metric="top-1 accuracy",
+        validation_score=0.5, validation_loss=0.7, test_score=0.625, test_loss=0.6, train_count=50,
         validation_count=10, test_count=8, parameters=61_706, seconds=12.0, device="cpu", versions={}, recipe={},
     )  # fmt: skip
     lines = [
         EpochMetrics(
             epoch=epoch, learning_rate=1e-3, train_loss=1 / epoch, validation_loss=0.7 * epoch,
-            validation_accuracy=0.5, seconds=1.0, images_per_s=100.0,
+            validation_score=0.5, seconds=1.0, images_per_s=100.0,
         )
         for epoch in range(1, epochs + 1)
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from PIL import Image
 from rich.console import Console
 
 from trueport.pipeline import checkpoint, run_folder
-from trueport.pipeline import train as training
+from trueport.pipeline.training import records
 from trueport.pipeline.data import open_dataset, prepared
 from trueport.pipeline.recipe import Recipe, load_recipe, recipe_from_table
 from trueport.pipeline.run_folder import Run, RunInfo
@@ -103,8 +103,8 @@ def test_a_run_holds_what_it_says(whole: Path, bars: Path) -> None:
     assert info.labels == ("lying", "upright")
     assert (info.train_count, info.validation_count, info.test_count) == (20, 2, 2)
     assert info.preprocessing.shape == (32, 32, 1)
-    best = max(run.metrics(), key=lambda line: (line.validation_accuracy, -line.validation_loss, -line.epoch))
-    assert (info.best_epoch, info.validation_accuracy) == (best.epoch, best.validation_accuracy)
+    best = max(run.metrics(), key=lambda line: (line.validation_score, -line.validation_loss, -line.epoch))
+    assert (info.best_epoch, info.validation_score) == (best.epoch, best.validation_score)
     assert list((whole / run_folder.TENSORBOARD).iterdir())
 
 
@@ -116,7 +116,7 @@ def test_the_accuracy_is_that_of_the_weights_on_the_test_part(whole: Path) -> No
     with torch.inference_mode():
         logits = run.model()(((pictures.float() / 255 - mean) / std).permute(0, 3, 1, 2))
     right = (logits.argmax(1).numpy() == dataset.labels[parts.test]).mean()
-    assert run.info.test_accuracy == pytest.approx(right)
+    assert run.info.test_score == pytest.approx(right)
 
 
 @pytest.mark.parametrize("when", [(1, 1), (1, STEPS), (2, 3), (3, 1), (3, STEPS)])
@@ -135,7 +135,7 @@ def test_going_on_after_an_interruption_gives_the_same_bits(
 def test_going_on_after_a_stop_between_two_writes_gives_the_same_bits(
     function: str, whole: Path, bars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = training if function == "save_checkpoint" else run_folder
+    module = records if function == "save_checkpoint" else run_folder
     calls: Iterator[int] = iter(range(100))
     write = getattr(module, function)
 
@@ -324,7 +324,7 @@ def test_a_training_that_was_killed_before_its_first_checkpoint_can_be_repeated(
         raise StoppedError
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_checkpoint", stops)
+        patch.setattr(records, "save_checkpoint", stops)
         with pytest.raises(StoppedError):
             train(recipe(bars), tmp_path / "run")
     assert not (tmp_path / "run" / run_folder.LAST).exists()

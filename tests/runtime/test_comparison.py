@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from trueport.runtime.comparison import (
     accuracy,
     batch_invariance,
+    decisions,
     mcnemar_p,
     paired_interval,
     parity,
@@ -20,7 +21,7 @@ from trueport.runtime.comparison import (
 from trueport.runtime.manifest import Bounds
 
 BOUNDS = Bounds(max_abs=1e-3, rms=5e-4, noise_max_abs=1e-4, noise_rms=5e-5, noise_from=("test",))
-NAMES = {"variant": "fp32", "runner": "onnxruntime:cpu"}
+NAMES: dict[str, Any] = {"variant": "fp32", "runner": "onnxruntime:cpu"}
 
 
 def logits(rows: int = 20, classes: int = 10) -> NDArray[np.float32]:
@@ -180,3 +181,64 @@ def test_the_interval_of_the_difference_covers_what_it_should() -> None:
 def test_no_flips_leave_an_interval_around_zero_that_shrinks() -> None:
     few, many = paired_interval(0, 0, 30), paired_interval(0, 0, 3000)
     assert few[0] < many[0] < 0 < many[1] < few[1]
+
+
+def marks(original: NDArray[np.float32], wrong: int = 0) -> NDArray[np.uint8]:
+    """The labels that the original decides rightly, but for so many decisions at the start."""
+    truth = (original > 0).astype(np.uint8)
+    truth.ravel()[:wrong] ^= 1
+    return truth
+
+
+def test_decisions_are_counted_one_by_one() -> None:
+    original = logits()
+    port = original.copy()
+    port[0, 0] *= -1  # of the original's ten wrong decisions one is put right
+    port[5, 3] *= -1
+    port[6, 4] *= -1
+    verdict = decisions(port, original, marks(original, wrong=10), BOUNDS, **NAMES)
+    assert verdict.status == "failed"
+    measured = verdict.measured
+    assert measured["unexplained"] == verdict.would_pass["unexplained"] == 3
+    assert (measured["lost_decisions"], measured["won_decisions"]) == (2, 1)
+    assert measured["decisions_original"] == pytest.approx(95)
+    assert measured["decisions_port"] == pytest.approx(94.5)
+    assert measured["exact_original"] == pytest.approx(95)
+    assert measured["exact_port"] == pytest.approx(85)
+    assert measured["drop_points"] == pytest.approx(0.5)
+    assert (measured["drop_low"] or 0) < 0.5 < (measured["drop_high"] or 0)
+    assert measured["mcnemar_p"] == 1
+    assert "3 decisions changed" in verdict.detail
+
+
+def test_a_decision_may_change_where_its_logit_is_within_the_bound() -> None:
+    original = logits()
+    truth = marks(original)
+    original[2, 3] = np.float32(0.9 * BOUNDS.max_abs)
+    port = original.copy()
+    port[2, 3] = np.float32(-0.1 * BOUNDS.max_abs)
+    verdict = decisions(port, original, truth, BOUNDS, **NAMES)
+    assert verdict
+    assert "1 decisions changed, 1 are so close" in verdict.detail
+    original[2, 3] = port[2, 3] = np.float32(1.1 * BOUNDS.max_abs)
+    port[2, 3] *= -1
+    assert not decisions(port, original, truth, BOUNDS, **NAMES)
+
+
+def test_a_row_with_a_nan_decides_nothing() -> None:
+    original = logits()
+    port = original.copy()
+    port[4, 0] = math.nan
+    verdict = decisions(port, original, marks(original), BOUNDS, **NAMES)
+    assert verdict.measured["non_finite"] == 1
+    assert verdict.measured["unexplained"] == 10
+    assert verdict.measured["decisions_port"] == pytest.approx(95)
+    assert not verdict
+
+
+def test_parity_of_several_labels_tells_of_decisions() -> None:
+    port = logits()
+    port[0] *= -1
+    measured = parity(port, logits(), BOUNDS, detail="", task="multilabel", **NAMES).measured
+    assert measured["decision_agreement"] == pytest.approx(95)
+    assert not {"top1_agreement", "top5_agreement"} & set(measured)

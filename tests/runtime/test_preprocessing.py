@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,150 @@ def test_transparency_is_laid_on_white() -> None:
     result = prepare(encoded(Image.fromarray(array)), COLOUR)
     assert (result[:, :4] == 255).all()
     assert (result[:, 4:] == 0).all()
+
+
+def png(depth: int, colour: int, rows: NDArray[Any], transparent: bytes = b"") -> bytes:
+    """A PNG of 8 x 8 written chunk by chunk, for what Pillow reads and does not write."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, depth, colour, 0, 0, 0))
+    names_transparent = chunk(b"tRNS", transparent) if transparent else b""
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + names_transparent + data + chunk(b"IEND", b"")
+
+
+DEEP = (np.arange(64).reshape(8, 8) * 1040).astype(np.uint16)
+LEVELS = (DEEP // 257).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        ("PNG", encoded(Image.fromarray(DEEP))),
+        ("TIFF", encoded(Image.fromarray(DEEP), "TIFF")),
+        (
+            "TIFF of the other byte order",
+            encoded(Image.frombytes("I;16B", (8, 8), DEEP.astype(">u2").tobytes()), "TIFF"),
+        ),
+        ("TIFF of 32 bits", encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF")),
+        ("PGM", b"P5 8 8 65535\n" + DEEP.astype(">u2").tobytes()),
+    ],
+)
+def test_sixteen_bits_of_any_format_keep_their_scale(kind: str, data: bytes) -> None:
+    assert np.array_equal(prepare(data, GREY)[:, :, 0], LEVELS), kind
+    assert np.array_equal(prepare(data, COLOUR), np.repeat(LEVELS[:, :, None], 3, axis=2)), kind
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_sixteen_bits_in_colour_or_with_alpha_lose_the_lower_eight(colour: int, channels: int) -> None:
+    opaque = np.dstack([DEEP] * channels).astype(">u2")
+    if channels in (2, 4):
+        opaque[:, :, -1] = 65535
+    result = prepare(png(16, colour, opaque), COLOUR)
+    assert np.array_equal(result, np.repeat((DEEP >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+
+
+def test_few_bits_are_spread_over_the_scale() -> None:
+    quarters = np.full((8, 2), 0b00011011, np.uint8)
+    assert np.array_equal(prepare(png(2, 0, quarters), GREY)[0, :, 0], [0, 85, 170, 255] * 2)
+    ten_bits = b"P5 8 8 1023\n" + (np.arange(64) * 16).astype(">u2").tobytes()
+    assert np.array_equal(prepare(ten_bits, GREY).ravel(), np.arange(64) * 16 * 255 // 1023)
+
+
+def test_the_one_transparent_colour_of_a_png_is_white() -> None:
+    grey = png(16, 0, DEEP.astype(">u2"), struct.pack(">H", 1040))
+    assert np.array_equal(prepare(grey, GREY)[:, :, 0], np.where(DEEP == 1040, 255, LEVELS))
+    grey = png(8, 0, LEVELS, struct.pack(">H", 4))
+    assert np.array_equal(prepare(grey, GREY)[:, :, 0], np.where(LEVELS == 4, 255, LEVELS))
+    colours = np.dstack([LEVELS, LEVELS.T, np.full((8, 8), 9, np.uint8)])
+    result = prepare(png(8, 2, colours, struct.pack(">HHH", 0, 0, 9)), COLOUR)
+    assert result[0, 0].tolist() == [255, 255, 255]
+    assert np.array_equal(result.reshape(64, 3)[1:], colours.reshape(64, 3)[1:])
+
+
+def test_a_palette_s_transparency_is_laid_on_white() -> None:
+    picture = Image.new("P", (8, 8), 0)
+    picture.putpalette([0, 0, 200, 0, 200, 0, 200, 0, 0])
+    picture.paste(1, (2, 0, 4, 8))
+    picture.paste(2, (4, 0, 8, 8))
+    half = prepare(encoded(picture, transparency=bytes([0, 128, 255])), COLOUR)
+    assert [half[0, column].tolist() for column in (0, 2, 4)] == [[255] * 3, [127, 227, 127], [200, 0, 0]]
+    for kind in ("PNG", "GIF"):
+        one = prepare(encoded(picture, kind, transparency=1), COLOUR)
+        assert [one[0, column].tolist() for column in (0, 2, 4)] == [[0, 0, 200], [255] * 3, [200, 0, 0]]
+
+
+@pytest.mark.parametrize("colour", [(200, 30, 60), (255, 255, 255), (0, 0, 0), (10, 200, 120)])
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_printing_inks_are_not_inverted(colour: tuple[int, int, int], kind: str) -> None:
+    inks = Image.new("RGB", (8, 8), colour).convert("CMYK")
+    data = encoded(inks, kind, **({"quality": 100} if kind == "JPEG" else {}))
+    assert (b"Adobe" in data) == (kind == "JPEG")
+    assert np.abs(prepare(data, COLOUR).astype(int) - colour).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_several_pictures_the_first_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    result = prepare(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options), COLOUR)
+    assert (result == (255, 0, 0)).all()
+
+
+def test_a_camera_s_picture_with_a_preview_is_read() -> None:
+    data = encoded(
+        Image.new("RGB", (8, 8), (9, 99, 199)), "MPO", save_all=True, append_images=[Image.new("RGB", (4, 4))]
+    )
+    assert np.abs(prepare(data, COLOUR).astype(int) - (9, 99, 199)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_undone_in_every_format_that_has_it(kind: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the picture is shown turned by 90 degrees clockwise
+    stored = Image.new("L", (8, 8), 0)
+    stored.paste(255, (0, 0, 8, 4))
+    result = prepare(encoded(stored.convert("RGB"), kind, exif=exif), GREY)[:, :, 0].astype(int)
+    assert result[:, :4].max() <= 5
+    assert result[:, 4:].min() >= 250
+
+
+def test_a_colour_profile_is_not_applied() -> None:
+    from PIL import ImageCms
+
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    array = pixels(8, 8, 3)
+    assert np.array_equal(prepare(encoded(Image.fromarray(array), icc_profile=profile), COLOUR), array)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC/HEIF"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1heic", "HEIC/HEIF"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1", "AVIF"),
+        (b"\n <svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"<?xml version='1.0'?><svg/>", "SVG or other XML"),
+        (b"%PDF-1.7", "PDF"),
+        (b"8BPS\0\x01", "Photoshop"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+    ],
+)
+def test_formats_that_are_not_accepted_are_named(tmp_path: Path, data: bytes, kind: str) -> None:
+    file = tmp_path / "phone.jpg"
+    file.write_bytes(data + bytes(64))
+    with pytest.raises(ImageError, match=rf"phone\.jpg is {kind}, which is not accepted: convert it to a known format"):
+        prepare(file, COLOUR)
+
+
+def test_grey_levels_beyond_sixteen_bits_have_no_white() -> None:
+    for low, high in ((0, 65_536), (-1, 9)):
+        data = encoded(Image.fromarray(np.array([[low, high]], np.int32)), "TIFF")
+        with pytest.raises(ImageError, match=f"grey levels from {low} to {high:,} has no defined white"):
+            prepare(data, GREY)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])

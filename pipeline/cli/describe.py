@@ -1,0 +1,45 @@
+"""trueport describe: a network layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import new_app
+
+app = new_app()
+
+
+@app.command()
+def describe(
+    arch: Annotated[str, typer.Argument(help="An architecture: of `trueport models`, or one that is brought.")],
+    input_: Annotated[
+        str | None,
+        typer.Option("--input", metavar="CxHxW", help="The picture; the architecture's own size by default."),
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="1000 by default where that size is at least 128 pixels, else 10.")
+    ] = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the architecture.")
+    ] = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Everything, for machines, in place of the table.")] = False,
+    diagram: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw it, too.")] = None,
+) -> None:
+    """Tell kernel, padding, output size, receptive field, parameters and MACs of each layer; no weights are needed."""
+    from ..console import emit_json, print_table, say
+    from ..describe import describe as described
+    from ..describe import description_table
+
+    found = described(arch, input_, classes, set_)
+    if json:
+        emit_json(found, "-")
+    else:
+        print_table(description_table(found))
+    if diagram:
+        from ..diagram import write_diagram
+
+        write_diagram(diagram, found)
+        say(f"{diagram}: the diagram")
