@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu bench bench-input requirements clean
+.PHONY: demo test lint types tests fast gpu sweep bench bench-input requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -27,6 +27,9 @@ fast: .venv/installed            ## without the tests that take longer than a fe
 gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can show
 	$(BIN)/uv pip install --quiet nvidia-curand
 	$(BIN)/python -m pytest -m gpu -rs
+
+sweep: .venv/installed           ## every architecture, and torchvision's and timm's families: train, export, check
+	$(BIN)/python -W ignore tests/test_sweep.py
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
 	$(BIN)/python tests/bench/figures.py

@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import reduce
@@ -37,7 +37,10 @@ _WITH_INITIALISATION = {"googlenet", "inception_v3"}
 """Of torchvision; asked aloud for initialising, which is their default, they don't warn that it will not stay so."""
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _FACTORY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_URLS = {"torchvision": "https://docs.pytorch.org/vision/stable/models.html", "timm": "https://huggingface.co/docs/timm"}
+_URLS = {
+    "torchvision": "https://docs.pytorch.org/vision/stable/models.html",
+    "timm": "https://huggingface.co/docs/timm",
+}
 
 
 class MissingLibraryError(LookupError):
@@ -68,7 +71,7 @@ def spec(name: str) -> ModelSpec:
 
 
 def library(name: str) -> ModuleType:
-    """torchvision or timm. Raises MissingLibraryError."""
+    """Import torchvision or timm. Raises MissingLibraryError."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -146,7 +149,7 @@ def _refuse_given(name: str, arguments: Mapping[str, object]) -> None:
             raise ModelArgumentError(f"{name} takes no argument {argument!r} here: preprocessing.mode decides it")
 
 
-def _build(name: str, make: Callable[..., nn.Module], own: Iterable[inspect.Parameter]) -> Callable[..., nn.Module]:
+def _build(name: str, make: Callable[..., object], own: Sequence[inspect.Parameter]) -> Callable[..., nn.Module]:
     """`make` as the catalogue builds: own arguments are seen, and whatever foreign code may raise says whose it is."""
 
     def build(*, num_classes: int, channels: int, **arguments: object) -> nn.Module:
@@ -201,8 +204,7 @@ def _torchvision_spec(name: str) -> ModelSpec:
         paper="see torchvision's documentation",
         url=_URLS["torchvision"],
         size=(side, side),
-        fixed_size=minimum >= side,
-        minimum=minimum,
+        minimum=minimum if minimum < side else 1,  # else it is the size of the training, which not all are bound to
         mean=tuple(preset.mean),
         std=tuple(preset.std),
     )
@@ -246,11 +248,10 @@ def _factory_spec(name: str) -> ModelSpec:
     anything = any(item.kind == inspect.Parameter.VAR_KEYWORD for item in parameters.values())
     channel_argument = next((item for item in CHANNEL_ARGUMENTS if item in parameters), "")
 
-    def make(num_classes: int, channels: int, arguments: dict[str, Any]) -> nn.Module:
+    def make(num_classes: int, channels: int, arguments: dict[str, Any]) -> object:
         given = {"num_classes": num_classes} if anything or "num_classes" in parameters else {}
         given |= {channel_argument: channels} if channel_argument else {}
-        made: nn.Module = factory(**given, **arguments)
-        return made
+        return factory(**given, **arguments)
 
     own = [item for key, item in parameters.items() if key not in {"num_classes", channel_argument}]
     return ModelSpec(

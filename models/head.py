@@ -1,4 +1,4 @@
-"""The head of a network: the parameters that make the answer for each class, those of auxiliary classifiers included."""
+"""The head of a network: the parameters that make the answer for each class, those of auxiliary classifiers too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def head_parameters(module: nn.Module, num_classes: int, example: Tensor) -> tup
         for part, training in modes:
             part.training = training
     names = {id(parameter): name for name, parameter in parameters.items()}
-    found = {names[id(weight)] for logits in _tensors(answer) for weight in _last_weights(logits) if id(weight) in names}
+    found = {
+        names[id(weight)] for logits in _tensors(answer) for weight in _last_weights(logits) if id(weight) in names
+    }
     head = tuple(name for name, tensor in parameters.items() if name in found and tensor.shape[:1] == (num_classes,))
     if not any(parameters[name].ndim > 1 for name in head):
         raise ValueError(
@@ -45,7 +47,7 @@ def _tensors(answer: Any) -> list[Tensor]:
 
 
 def _last_weights(logits: Tensor) -> Iterator[Tensor]:
-    """Leaves of the autograd graph, from the logits back to the operation that has the first weights, at each branch."""
+    """Leaves of the autograd graph, from the logits back to the first operation with weights, on each branch."""
     waiting: list[Any] = [logits.grad_fn]
     seen = set()
     while waiting:

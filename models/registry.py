@@ -55,8 +55,8 @@ class ModelSpec:
     minimum: int = 1
     """Pixels: the smallest height and width it can take, where the size is free."""
     mean: float | tuple[float, ...] = 0.5
-    """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1: one value,
-    or one for each of three channels."""
+    """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1;
+    one value, or one for each of three channels."""
     std: float | tuple[float, ...] = 0.5
     imagenet: str | None = None
     """The architecture of torchvision whose ImageNet weights it can take, tensor by tensor."""

@@ -21,8 +21,8 @@ from torchvision.transforms import InterpolationMode, v2
 from trueport.runtime.manifest import Preprocessing
 from trueport.runtime.preprocessing import Pixels
 
-from .learning import derived_seed
 from .recipe import AugmentSection
+from .seeds import derived_seed
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -19,7 +19,6 @@ from .data.published import Published
 from .recipe import load_recipe, recipe_names, recipe_text
 from .resolve import catalogue, libraries
 
-
 BRING = "package.module:factory"
 """How anybody's own code is named."""
 

@@ -42,7 +42,7 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     """Every gate of every variant on every runner passed, or could not be run for want of the original."""
     machine: Machine
     reference: str
-    """`original` rebuilt here, or `recording` of it where torch, the weights, or trust in the code it needs is missing."""
+    """`original` rebuilt here, or `recording` of it without torch, the weights, or trust in the code it needs."""
     runners: tuple[RunnerReport, ...]
     verdicts: tuple[Verdict, ...]
 

@@ -33,8 +33,8 @@ from trueport.runtime.preprocessing import Pixels
 from .augment import Augmentation, Mixing, Moves, as_probabilities, mixed, moved
 from .data.dataset import Dataset, Done, Indices, bad_pictures
 from .data.tensors import IN_MEMORY_BYTES, WholePictures, prepared
-from .learning import derived_seed
 from .recipe import AugmentSection
+from .seeds import derived_seed
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -131,7 +131,8 @@ class Feed:
     def close(self) -> None:
         """End the workers; the next epoch would start them again."""
         if self._ahead is not None:
-            self._ahead._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
+            with contextlib.suppress(RuntimeError):  # torch may say once more that a worker was ended from outside
+                self._ahead._shutdown_workers()  # type: ignore[attr-defined]  # there is no public way
         self._ahead = self._loader = None
 
     def _made_ahead(self) -> Iterator[_Made]:

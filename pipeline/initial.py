@@ -78,7 +78,7 @@ def load_initial(
     own = module.state_dict()
     head = _other_head(own, weights.tensors, num_classes)
     _refuse_mismatch(own, weights, spec, head)
-    fresh = tuple(name for name in own if name in head or name not in weights.tensors and not _counter(name))
+    fresh = tuple(name for name in own if name in head or (name not in weights.tensors and not _counter(name)))
     taken = {name: tensor for name, tensor in weights.tensors.items() if name in own and name not in head}
     module.load_state_dict(own | taken)
     say(f"initial weights: {weights.source}")
@@ -230,7 +230,7 @@ def _imagenet(section: ModelSection, spec: ModelSpec) -> _Weights:
 
 
 def _published(spec: ModelSpec) -> Any:
-    """torchvision's entry for the default ImageNet weights. Raises UsageError where there are none that fit."""
+    """What torchvision publishes as the default ImageNet weights. Raises UsageError where there are none that fit."""
     from trueport.models import brought
 
     of_torchvision = brought.kind(spec.name) == "torchvision"
@@ -268,7 +268,9 @@ def _downloaded(published: Any) -> Tensors:
     except Exception as error:  # damage shows as whatever unpickling makes of it
         if begun:
             raise MissingError(f"{file} is damaged: remove it, and it is downloaded again ({error})") from error
-        raise MissingError(f"the download of {published.url} came out damaged, {error}: try again, or {remedy}") from error
+        raise MissingError(
+            f"the download of {published.url} came out damaged, {error}: try again, or {remedy}"
+        ) from error
     _refuse_damaged(file)
     return tensors
 
@@ -312,7 +314,7 @@ def _refuse_other_network(section: ModelSection, spec: ModelSpec, tensors: Tenso
 
 
 def _timm(section: ModelSection, spec: ModelSpec) -> _Weights:
-    """timm's own weights, fetched and, for another size of picture, adapted by timm."""
+    """Weights of timm, fetched and, for another size of picture, adapted by timm."""
     from trueport.models import brought
 
     timm, bare = brought.library("timm"), spec.name.partition("/")[2]
@@ -332,6 +334,4 @@ def _timm(section: ModelSection, spec: ModelSpec) -> _Weights:
     heads = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     headless = not config.num_classes
     source = f"timm's {bare if '.' in bare else f'{bare}.{config.tag}'.rstrip('.')}"
-    return _Weights(
-        source, tensors, optional=lambda name: headless and name.rpartition(".")[0] in heads
-    )
+    return _Weights(source, tensors, optional=lambda name: headless and name.rpartition(".")[0] in heads)

@@ -32,9 +32,10 @@ class Classified(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
 
 
-def predict(session: Session, sources: Iterable[str], top: int = 5) -> Iterator[Classified]:
+def predict(session: Session, sources: Iterable[str], top: int = 5, above: float | None = None) -> Iterator[Classified]:
     """Classify files, folders (recursively, in order of their paths) and `-`, standard input's encoded bytes.
 
+    above: only classes of a larger score, perhaps none; 0.5 is what a model of several labels says is in the picture.
     A file that is named is tried whatever its suffix, and may be a pipe; of a folder, hidden files are passed over.
     Raises UsageError for a path that does not exist, a folder without pictures and one that can't be read, before
     anything is classified.
@@ -44,11 +45,11 @@ def predict(session: Session, sources: Iterable[str], top: int = 5) -> Iterator[
     with ThreadPoolExecutor(available_cores()) as pool:  # Pillow frees the interpreter while it decodes and resizes
         for start in range(0, len(files), size):
             chunk = files[start : start + size]
-            yield from _classified(session, chunk, list(pool.map(partial(_prepared, session), chunk)), top)
+            yield from _classified(session, chunk, list(pool.map(partial(_prepared, session), chunk)), top, above)
 
 
 def _classified(
-    session: Session, files: list[str], prepared: list[Pixels | ImageError], top: int
+    session: Session, files: list[str], prepared: list[Pixels | ImageError], top: int, above: float | None
 ) -> Iterator[Classified]:
     rows = [pixels for pixels in prepared if not isinstance(pixels, ImageError)]
     predictions = iter(session.predictions(session.run(np.stack(rows)), top) if rows else [])
@@ -56,7 +57,8 @@ def _classified(
         if isinstance(pixels, ImageError):
             yield Classified(displayed(file), error=displayed(str(pixels)))
         else:
-            yield Classified(displayed(file), next(predictions).top)
+            prediction = next(predictions)
+            yield Classified(displayed(file), prediction.top if above is None else prediction.above(above))
 
 
 def _prepared(session: Session, file: str) -> Pixels | ImageError:

@@ -53,9 +53,7 @@ def libraries() -> Iterator[None]:
         raise missing_extra(error.package, extra, "a model that is brought along") from error
 
 
-def new_model(
-    model: ModelSection, num_classes: int, channels: int, size: tuple[int, int] | None = None
-) -> nn.Module:
+def new_model(model: ModelSection, num_classes: int, channels: int, size: tuple[int, int] | None = None) -> nn.Module:
     """The architecture with fresh weights. Raises UsageError for arguments it can't be built with.
 
     size: height and width of the pictures, with which a brought model is tried before anything depends on it.

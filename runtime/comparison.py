@@ -99,9 +99,7 @@ def preprocessing_identity(prepared: Sequence[NDArray[np.uint8]], golden: NDArra
     )
 
 
-def accuracy(
-    port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str
-) -> Verdict:
+def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str) -> Verdict:
     """Top-1 of port and original on the same samples: the paired difference, its interval, McNemar's exact test.
 
     Allowed are no changed predictions but those that ties explain: samples whose two best logits in the original are
@@ -134,9 +132,7 @@ def accuracy(
     return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
 
 
-def decisions(
-    port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str
-) -> Verdict:
+def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str) -> Verdict:
     """What `accuracy` is where a picture has several labels (N, K): every decision of both on the same samples.
 
     A label is said to be there where its logit is above 0. Allowed are no changed decisions but those whose logit in
@@ -164,9 +160,9 @@ def decisions(
         "mcnemar_p": mcnemar_p(lost, won),
     }
     detail = (
-        f"{ours.mean():.2%} of the decisions right, the original {theirs.mean():.2%}, on {len(labels)} held-out samples "
-        f"with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so close "
-        "that they may"
+        f"{ours.mean():.2%} of the decisions right, the original {theirs.mean():.2%}, on {len(labels)} held-out "
+        f"samples with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so "
+        "close that they may"
     )
     return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
 

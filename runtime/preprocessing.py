@@ -110,7 +110,10 @@ def decode(source: Encoded | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) 
         image = source if isinstance(source, Image.Image) else Image.open(io.BytesIO(data), formats=FORMATS)
         limits.check(image.size, name)
         image.load()
-        return ImageOps.exif_transpose(image)
+        if image is source:
+            return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # else it would copy what is upright already
+        return image
     except ImageError:
         raise
     except MemoryError as error:

@@ -40,7 +40,9 @@ FORBIDDEN = (
     ("export/golden.py", "from trueport.pipeline import recipe"),
 )
 """Files, and lines that must not be in them."""
-NEED_TRAIN = {f"trueport.pipeline.{name}" for name in ("checkpoint", "learning", "plots", "report", "train")}
+NEED_TRAIN = {
+    f"trueport.pipeline.{name}" for name in ("augment", "checkpoint", "feed", "learning", "plots", "report", "train")
+}
 """The only modules besides the architectures that may need the train extra to be imported."""
 
 
@@ -142,7 +144,7 @@ def declared(*extras: str) -> set[str]:
     ("folder", "extras"),
     [
         ("runtime", ("serve",)),
-        ("models", ("train",)),
+        ("models", ("train", "timm")),
         ("export", ("train",)),
         ("pipeline", ("serve", "train")),
         ("tests", ("serve", "train", "dev")),
@@ -227,6 +229,10 @@ def test_only_training_needs_the_train_extra_to_be_imported(tmp_path: Path) -> N
 def test_bundle_is_used_without_the_train_extra(bundle_path: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     picture.write_bytes(Bundle.open(bundle_path).golden().encoded[0])
+    data = tmp_path / "data"
+    for label in ("0", "1"):
+        (data / label).mkdir(parents=True)
+        (data / label / "picture.png").write_bytes(picture.read_bytes())
     bundle = str(bundle_path)
     codes, done = without_train(
         COMMANDS,
@@ -235,10 +241,12 @@ def test_bundle_is_used_without_the_train_extra(bundle_path: Path, tmp_path: Pat
             ["check", bundle, "--json", "check.json"],
             ["bench", bundle, "--batch", "1", "--seconds", "0.1", "--json", "bench.json"],
             ["doctor", "--json", "doctor.json"],
+            ["evaluate", bundle, "--json", "evaluate.json"],
+            ["evaluate", bundle, "--data", str(data), "--json", "evaluate-data.json"],
         ],
         tmp_path,
     )
-    assert codes == [0, 0, 0, 0], done.stderr
+    assert codes == [0] * 6, done.stderr
     with load(bundle_path) as session:
         expected = session.classify(picture)[0].label
     assert json.loads(done.stdout.splitlines()[0])["top"][0]["label"] == expected
@@ -251,6 +259,11 @@ def test_bundle_is_used_without_the_train_extra(bundle_path: Path, tmp_path: Pat
     assert statuses.pop("recording") == "not run"
     assert set(statuses.values()) == {"passed"}
     assert len(statuses) == 4
+    judged, of_data = (
+        json.loads(Path(tmp_path, f"{name}.json").read_bytes()) for name in ("evaluate", "evaluate-data")
+    )
+    assert judged["top1"] > 0.8
+    assert (of_data["count"], of_data["part"]) == (2, "all")
     assert bench["original"] is None
     assert "pip install 'trueport[train]'" in bench["original_not_run"]
     assert bench["batches"][0]["port"]["median_ms"] > 0

@@ -19,6 +19,10 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
     pictures: Annotated[list[str], typer.Argument(help="Files, folders, or - for standard input.")],
     top: Annotated[int, typer.Option(min=1, help="How many classes to tell.")] = 5,
+    above: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Only classes of a larger score, such as 0.5 where pictures have several."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
     variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
@@ -34,13 +38,14 @@ def predict(
 
     failed = 0
     with load(bundle, variant=variant, runner=runner, threads=threads) as session:
-        for answer in classified(session, pictures, top):
+        for answer in classified(session, pictures, top, above):
             failed += bool(answer.error)
             if json:
                 print(msgspec.json.encode(answer).decode())
             elif answer.error:
                 say(f"trueport: {answer.error}")
             else:
-                print(f"{answer.picture}: " + ", ".join(f"{score.label} {score.score:.1%}" for score in answer.top))
+                told = ", ".join(f"{score.label} {score.score:.1%}" for score in answer.top)
+                print(f"{answer.picture}: {told or 'no label'}")
     if failed:
         raise typer.Exit(EXIT_USAGE)

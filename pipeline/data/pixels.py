@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from trueport.runtime.errors import UsageError
 
 from .dataset import Dataset, Part
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Labelled = tuple[NDArray[np.uint8], NDArray[Any]]
 """Pixels (N, H, W) or (N, H, W, 3), and the class of each (N,)."""
@@ -47,7 +50,7 @@ class PixelDataset(Dataset):
         Image.fromarray(self._pixels(index)).save(file, "PNG", compress_level=1)
         return file.getvalue()
 
-    def image(self, index: int) -> Any:
+    def image(self, index: int) -> Image.Image:
         """One picture."""
         from PIL import Image
 

@@ -1,8 +1,9 @@
 """Digits of licence plates, rendered: single crops of 50 x 30 pixels, in colour or grey, 6,000 of them.
 
 Light characters on dark plates, as on the blue plates of China: a net that binarises at one threshold and takes the
-share of white needs one polarity. The digits are drawn from strokes of our own in the manner of plate fonts, in two
-faces, and vary in weight, width, roundness, place, slant, lighting, dirt, blur and noise.
+share of white needs one polarity. The digits are drawn from strokes of our own in the manner of plate fonts, some in
+two faces, and vary in weight, width, roundness, place, slant, lighting, dirt, blur and noise; into three crops of ten
+a neighbour or the plate's rim comes in. No font is asked: what rasterises fonts differs between machines.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from .rendering import (
 )
 
 PICTURES = 6000
-REVISION = "0af7b98117041b8632b110839e2318b70e82e338ff57c92bf2666b3300af89c8"
+REVISION = "5c8039a4dcd220acd10fe1e970f251b16b958430d1fbe94163c7bb57b397a3b3"
 """`revision_of` this file's pictures for seed 0: to be renewed with every change of what is drawn."""
 SIDE = 256
 """Pixels, both ways."""
@@ -128,21 +128,36 @@ def _contrast(one: Colour, other: Colour) -> float:
 def _texture(stream: Stream) -> Field:
     """How much of the ground's second colour shows (H, W), 0 to 1."""
     kind, strength = stream.below(5), np.float32(stream.uniform(0.2, 0.9))
+    if kind == 0:
+        share, strength = clouds(stream, SIDE, SIDE, 3), np.float32(0.1)  # nearly flat
+    elif kind == 1:
+        share = clouds(stream, SIDE, SIDE, 2 + stream.below(10))
+    elif kind == 2:
+        share = _slope(stream)
+    else:
+        share = _bands(stream, crossed=kind == 4)
+    share *= strength
+    return share
+
+
+def _slope(stream: Stream) -> Field:
+    """From 0 on one side to 1 on the other."""
     x, y = axes(SIDE, SIDE)
-    if kind == 0:  # flat, to a tenth
-        return clouds(stream, SIDE, SIDE, 3) * np.float32(0.1)
-    if kind == 1:
-        return clouds(stream, SIDE, SIDE, 2 + stream.below(10)) * strength
     right, down = stream.direction()
-    if kind == 2:  # a slope from one side to the other
-        slope = linear(x, y, right / SIDE, down / SIDE, 0.5 - (right + down) / 2)
-        return np.clip(slope, 0, 1, out=slope) * strength
+    slope = linear(x, y, right / SIDE, down / SIDE, 0.5 - (right + down) / 2)
+    return np.clip(slope, 0, 1, out=slope)
+
+
+def _bands(stream: Stream, *, crossed: bool) -> Field:
+    """Stripes, or the squares of a board where two sets of them cross."""
+    x, y = axes(SIDE, SIDE)
+    right, down = stream.direction()
     pitch = stream.uniform(14, 60)  # pixels
     stripes = _wave(linear(x, y, right / pitch, down / pitch, 0), pitch)
-    if kind == 3:
-        return stripes * strength
-    across = _wave(linear(x, y, -down / pitch, right / pitch, 0), pitch)
-    return np.abs(stripes - across) * strength
+    if not crossed:
+        return stripes
+    stripes -= _wave(linear(x, y, -down / pitch, right / pitch, 0), pitch)
+    return np.abs(stripes, out=stripes)
 
 
 def _wave(phase: Field, pitch: float) -> Field:

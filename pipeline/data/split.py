@@ -58,6 +58,8 @@ def split(dataset: Dataset, validation: float, test: float, seed: int) -> Split:
     draw = _drawn_by_class if dataset.task == "classification" else _drawn_by_labels
     for part, members in draw(dataset, left, shares).items():
         parts[part] += members
+    if not all(parts.values()):
+        raise _too_small(dataset.name, f"{len(dataset)} pictures", shares)
     _refuse_absent(dataset, parts)
     return Split(
         train=_ascending(parts["train"]),
@@ -87,7 +89,10 @@ def _drawn_by_class(dataset: Dataset, left: list[int], shares: dict[Part, float]
     for label, members in of_class.items():
         counts = {part: max(1, round(len(members) * share)) for part, share in shares.items()}
         if left and counts and sum(counts.values()) >= len(members):
-            raise _too_small(dataset, dataset.classes[label], len(members), shares)
+            beside = " beside the data's own parts" if len(left) < len(dataset) else ""
+            raise _too_small(
+                f"the class {dataset.classes[label]} of {dataset.name}", f"{len(members)} pictures{beside}", shares
+            )
         counts["train"] = len(members) - sum(counts.values())
         remaining = iter(members)
         for part, count in counts.items():
@@ -140,13 +145,10 @@ def _refuse_absent(dataset: Dataset, parts: Members) -> None:
             )
 
 
-def _too_small(dataset: Dataset, name: str, count: int, shares: dict[Part, float]) -> UsageError:
+def _too_small(what: str, has: str, shares: dict[Part, float]) -> UsageError:
     told = " and ".join(f"{part} ({share})" for part, share in reversed(shares.items()))
     parts = f"train, {told}" if len(shares) > 1 else f"train and {told}"
-    return UsageError(
-        f"the class {name} of {dataset.name} has {count} pictures, too few for {parts} to have one each: "
-        "add pictures or leave the class out"
-    )
+    return UsageError(f"{what} has {has}, too few for {parts} to have one each: add pictures or leave the class out")
 
 
 def _rank(salt: str, sample: str) -> bytes:

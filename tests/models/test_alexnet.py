@@ -76,6 +76,7 @@ def test_dropout_is_on_the_first_two_linear_layers_and_in_training_alone() -> No
         assert torch.equal(model(image), model(image))
 
 
+@pytest.mark.slow
 def test_exported_graph_agrees() -> None:
     torch.manual_seed(0)
     original = Original(

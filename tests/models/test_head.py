@@ -59,5 +59,7 @@ def test_last_weights_without_a_row_for_each_class_are_refused() -> None:
         def forward(self, image: Tensor) -> Tensor:
             return self.conv(image).mean((2, 3)).unflatten(1, (3, 2)).sum(2)
 
-    with pytest.raises(ValueError, match=r"last layer with 3 rows, .* found conv.bias \(6,\), conv.weight \(6, 3, 3, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"last layer with 3 rows, .* found conv.bias \(6,\), conv.weight \(6, 3, 3, 3\)"
+    ):
         head_parameters(Mean(), 3, torch.zeros(2, 3, 8, 8))

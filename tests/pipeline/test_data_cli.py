@@ -20,6 +20,7 @@ from trueport.pipeline.data.published import Published
 def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run a command in this process, with an empty data folder: exit code, standard output, standard error."""
     monkeypatch.setenv("TRUEPORT_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     flowers = registry.NAMED["flowers"]
     assert isinstance(flowers, Published)
     nowhere = Remote(("http://127.0.0.1:9/flower_photos.tgz",), 5, "0" * 64)  # the discard port, where nobody listens

@@ -136,7 +136,10 @@ def test_a_class_absent_from_train_or_test_is_named() -> None:
         split(Marked(labels, ["train"] * 3 + ["test"] * 2 + ["validation"] * 3), 0.1, 0.2, 0)
     with pytest.raises(UsageError, match="no picture of c2 is in the train part of marked"):
         split(Marked(labels, ["test"] * 3 + ["train"] * 2 + ["validation"] * 3), 0.1, 0.2, 0)
-    with pytest.raises(UsageError, match=r"c2 of marked has 1 pictures, too few for train and validation \(0\.1\) to"):
+    with pytest.raises(
+        UsageError,
+        match=r"c2 of marked has 1 pictures beside the data's own parts, too few for train and val.* \(0\.1\) to",
+    ):
         split(Marked(labels, ["train"] * 3 + ["test"] * 2 + ["train"] * 2 + ["test"]), 0.1, 0.2, 0)
 
 
@@ -168,11 +171,18 @@ def test_a_rare_label_is_in_train_and_test_or_refused_by_name() -> None:
     labels[:, 0] = 1
     labels[[3, 30], 1] = 1
     for seed in range(20):
-        parts = split(Marked(labels), 0.1, 0.2, seed)
+        parts = split(Marked(labels), 0.1, 0.1, seed)
         assert labels[parts.train, 1].sum() == labels[parts.test, 1].sum() == 1
     labels[30, 1] = 0
     with pytest.raises(UsageError, match="no picture of c1 is in the test part"):
         split(Marked(labels), 0.1, 0.2, 0)
+
+
+def test_too_few_pictures_for_three_parts_are_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"marked has 2 pictures, too few for train, validation \(0\.1\) and test \(0\.2\)"
+    ):
+        split(Marked(np.ones((2, 1), np.uint8)), 0.1, 0.2, 0)
 
 
 def test_labels_that_make_no_sense_are_refused() -> None:

@@ -230,7 +230,7 @@ def test_a_run_is_judged_on_its_test_part(run_path: Path, bundle_path: Path) -> 
     report = evaluate(run_path)
     run = json.loads((run_path / "run.json").read_bytes())
     assert (report.subject, report.part, report.count) == ("original", "test", run["test_count"])
-    assert report.top1 == pytest.approx(run["test_accuracy"])
+    assert report.top1 == pytest.approx(run["test_score"])
     assert (report.top5 or 0) >= (report.top1 or 1)
     of_bundle = evaluate(bundle_path, data="digits")  # what it was trained on: not all of it
     assert (of_bundle.part, of_bundle.count) == ("test", report.count)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,9 +146,7 @@ def test_an_epoch_that_was_left_changes_nothing(workers: int) -> None:
 
 
 @pytest.mark.parametrize("several", [False, True])
-@pytest.mark.parametrize(
-    ("world", "batch_size", "count"), [(2, 2, 24), (2, 3, 15), (3, 1, 10), (2, 2, 9)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("world", "batch_size", "count"), [(2, 2, 24), (2, 3, 15), (3, 1, 10), (2, 2, 9)], ids=str)
 def test_ranks_share_the_batch_of_one_process(world: int, batch_size: int, count: int, several: bool) -> None:
     dataset = Drawn(count, several=several)
     with closing(feed_of(dataset, ALL, batch_size=batch_size * world)) as feed:
@@ -254,14 +253,27 @@ def test_close_ends_the_workers_and_another_epoch_starts_them_again() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_ended_from_outside_is_said() -> None:
-    with closing(feed_of(Drawn(40), ALL, batch_size=1, workers=1)) as feed:
-        batches = feed.epoch(1)
-        next(batches)
-        (worker,) = multiprocessing.active_children()
-        with pytest.raises((UsageError, RuntimeError), match=r"ended from outside|exited unexpectedly|is killed"):
-            os.kill(worker.pid or 0, signal.SIGKILL)  # torch may raise wherever its handler of signals is called
-            list(batches)
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), ConnectionResetError(), EOFError()],
+)
+def test_a_worker_ended_from_outside_is_said(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = feed_of(Drawn(8), ALL, workers=2)
+    monkeypatch.setattr(feed, "_made_ahead", lambda: raising(error))
+    with pytest.raises(UsageError, match="one of 2 processes that prepare pictures was ended from outside"):
+        list(feed.epoch(1))
+
+
+def test_a_defect_in_a_worker_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = feed_of(Drawn(8), ALL, workers=2)
+    monkeypatch.setattr(feed, "_made_ahead", lambda: raising(RuntimeError("a defect")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        list(feed.epoch(1))
+
+
+def raising(error: Exception) -> Iterator[Any]:
+    raise error
+    yield
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Initial weights: from torchvision's and timm's own downloads (served on loopback) and from files; nothing is skipped."""
+"""Initial weights: from torchvision's and timm's downloads, served on loopback, and from files; nothing is skipped."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_what_is_no_state_dict_is_refused(name: str, content: object, message: s
 
 
 def test_a_file_that_is_not_there_is_told() -> None:
-    with pytest.raises(UsageError, match="there is no file imagnet: expected model.init to be imagenet or a file"):
+    with pytest.raises(UsageError, match=r"there is no file imagnet: expected model.init to be imagenet or a file"):
         loaded("lenet", "imagnet")
 
 
@@ -195,7 +195,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     folder.mkdir()
 
     class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             asked.append(self.path)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as http:
@@ -283,7 +283,7 @@ def test_a_wrong_checksum_is_a_clear_error_and_nothing_is_kept(
     arch: str, server: Server, resnet18: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(monkeypatch, "resnet18", server.put(resnet18, "resnet18", digits="0123abcd"))
-    with pytest.raises(MissingError, match='came out damaged, invalid hash value .expected "0123abcd"'):
+    with pytest.raises(MissingError, match=r'came out damaged, invalid hash value .expected "0123abcd"'):
         loaded(arch, "imagenet")
     assert not [file for file in Path(torch.hub.get_dir()).rglob("*") if file.is_file()]
 
@@ -305,7 +305,9 @@ def test_a_damaged_cache_is_found(server: Server, resnet18: dict[str, Tensor], m
 @pytest.mark.parametrize("arch", ["resnet18", "torchvision/resnet18"])
 def test_no_connection_is_a_clear_error(arch: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     publish(monkeypatch, "resnet18", "http://127.0.0.1:1/resnet18-01234567.pth")
-    with pytest.raises(MissingError, match=r"can't download http.*refused.*bring the machine online, or download") as no:
+    with pytest.raises(
+        MissingError, match=r"can't download http.*refused.*bring the machine online, or download"
+    ) as no:
         loaded(arch, "imagenet")
     assert "\n" not in str(no.value)
     publish(monkeypatch, "resnet18", f"{server.url}/resnet18-01234567.pth")
@@ -331,10 +333,8 @@ def test_timms_weights_come_through_timm(server: Server, monkeypatch: pytest.Mon
     assert initial.source == f"timm's {name}"
     assert initial.normalisation == (config.mean, config.std)
     assert same(module, state, initial.fresh)
-    with pytest.raises(UsageError, match="set preprocessing.mode=RGB"):
+    with pytest.raises(UsageError, match=r"set preprocessing.mode=RGB"):
         loaded(f"timm/{name}", "imagenet", channels=1)
     monkeypatch.setitem(_registry._model_pretrained_cfgs, name, replace(config, url="http://127.0.0.1:1/a.pth"))
     with pytest.raises(MissingError, match=r"can't get timm's weights of test_resnet.r160_in1k"):
         loaded(f"timm/{name}", "imagenet")
-
-

@@ -20,7 +20,10 @@ from trueport.pipeline.bench import bench
 from trueport.pipeline.check import check
 from trueport.pipeline.cli import app as commands
 from trueport.pipeline.disagreement import answers_of_both, samples
+from trueport.pipeline.evaluate import evaluate
+from trueport.pipeline.recipe import recipe_from_table
 from trueport.pipeline.report import report_html
+from trueport.pipeline.stages import outcome_table, run_stages
 from trueport.runtime import Bundle, load
 from trueport.runtime.errors import BundleError
 from trueport.runtime.server import App
@@ -126,6 +129,12 @@ def test_predict_prints_each_labels_own_score(labels_bundle: Path, tmp_path: Pat
     done = CliRunner().invoke(commands, ["predict", str(labels_bundle), str(picture)])
     assert done.exit_code == 0, done.output
     assert done.output.count("99.8%") == 4
+    picture.write_bytes(png(np.repeat([[255], [0]], 5, axis=0).repeat(6, axis=1).astype(np.uint8)[..., np.newaxis]))
+    done = CliRunner().invoke(commands, ["predict", str(labels_bundle), str(picture), "--above", "0.5"])
+    assert done.output == f"{picture}: top left 99.8%, top right 99.8%\n"
+    picture.write_bytes(png(np.zeros((10, 6, 1), np.uint8)))
+    done = CliRunner().invoke(commands, ["predict", str(labels_bundle), str(picture), "--above", "0.5"])
+    assert done.output == f"{picture}: no label\n"
 
 
 def test_labels_of_another_kind_are_refused(labels_bundle: Path, tmp_path: Path) -> None:
@@ -193,3 +202,35 @@ def test_a_proof_needs_no_square_picture(one_label_bundle: Path) -> None:
         wide = Image.fromarray(images[0, :, :, 0]).resize((60, 100), Image.Resampling.NEAREST)
         assert session.classify(wide)[0].label == session.classify(images[0])[0].label
         assert sum(score.score for score in session.classify(images[0])[0].top) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_a_manifest_of_several_labels_goes_all_the_way(tmp_path: Path) -> None:
+    """Train, export, check, evaluate and report, from a CSV file whose pictures have from none to three labels."""
+    chance = np.random.default_rng(0)
+    lines = ["image,labels"]
+    for index in range(240):
+        there = chance.random(3) < 0.4
+        pixels = chance.integers(0, 40, (32, 32, 3))
+        for label, (rows, columns) in enumerate(((slice(0, 14), slice(0, 14)), (slice(18, 32), slice(0, 32)),
+                                                 (slice(0, 14), slice(18, 32)))):  # fmt: skip
+            pixels[rows, columns, label] += 180 * int(there[label])
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{index:03}.png")
+        lines.append(f"{index:03}.png,{'|'.join(np.array(['red', 'green', 'blue'])[there])}")
+    (tmp_path / "data.csv").write_text("\n".join(lines) + "\n")
+    recipe = recipe_from_table(
+        {"name": "blocks", "data": {"source": str(tmp_path / "data.csv")}},
+        ["train.epochs=8", "bench.seconds=0.1", "bench.batch=[1]"],
+    )
+    outcome = run_stages(recipe, tmp_path / "run")
+    assert outcome.check, outcome.check.failed
+    assert outcome.bundle.manifest.task == "multilabel"
+    assert outcome.run.info.metric == "mean average precision"
+    of_run, of_bundle = evaluate(outcome.run.path), evaluate(outcome.bundle.path, data=str(tmp_path / "data.csv"))
+    assert of_run.mean_average_precision == pytest.approx(outcome.run.info.test_score)
+    assert (of_bundle.part, of_bundle.count) == ("test", of_run.count)
+    assert of_bundle.exact_match == of_run.exact_match
+    assert (of_bundle.mean_average_precision or 0) > 0.9
+    told = {row[0]: row[1] for row in outcome_table(outcome).rows}
+    assert "mean average precision" in told
+    assert "is taken for" in told["sample"]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from trueport.pipeline import disagreement, plots, report, wording
 from trueport.pipeline.bench import BatchBench, BenchReport
 from trueport.pipeline.check import CheckReport, proven
-from trueport.pipeline.disagreement import Answers, data_uri, softmax
+from trueport.pipeline.disagreement import Answers, data_uri
 from trueport.pipeline.report import report_html, write_report
 from trueport.pipeline.run_folder import METRICS, EpochMetrics, Run, RunInfo, write_metrics
 from trueport.pipeline.wording import headline, number, percent, size
@@ -37,6 +37,7 @@ from trueport.runtime.manifest import (
     Variant,
 )
 from trueport.runtime.runner import Array, RunnerReport
+from trueport.runtime.scores import softmax
 from trueport.runtime.timing import LatencySummary, Paired
 from trueport.runtime.verdict import Verdict, judged, not_run
 

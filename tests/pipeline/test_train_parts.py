@@ -1,4 +1,4 @@
-"""Batches, augmentation, learning rate, optimizer and what a recipe leaves open."""
+"""Learning rate, optimizer and what a recipe leaves open."""
 
 from __future__ import annotations
 
@@ -10,67 +10,11 @@ import pytest
 import torch
 
 from trueport.pipeline.data import open_dataset
-from trueport.pipeline.learning import Labelled, batches, derived_seed, evaluate, learning_rate, new_optimizer, shifted
+from trueport.pipeline.learning import Labelled, derived_seed, evaluate, learning_rate, new_optimizer
 from trueport.pipeline.progress import SECONDS_BETWEEN_LINES, Lines
 from trueport.pipeline.recipe import TrainSection, recipe_from_table
 from trueport.pipeline.resolve import resolve
 from trueport.runtime.errors import UsageError
-
-
-def labelled(count: int) -> Labelled:
-    images = torch.arange(count * 12, dtype=torch.int64).to(torch.uint8).reshape(count, 3, 4, 1)
-    return Labelled(images, torch.arange(count))
-
-
-def test_batches_hold_every_sample_once_and_the_last_is_smaller() -> None:
-    section = TrainSection(batch_size=4)
-    found = list(batches(labelled(10), section, epoch=1))
-    assert [len(batch) for batch in found] == [4, 4, 2]
-    labels = torch.cat([batch.labels for batch in found])
-    assert sorted(labels.tolist()) == list(range(10))
-    assert labels.tolist() != list(range(10))
-    for batch in found:
-        assert torch.equal(batch.images, labelled(10).images[batch.labels])
-
-
-def test_order_and_shifts_follow_seed_and_epoch_alone() -> None:
-    data = Labelled(torch.randint(0, 256, (10, 9, 9, 1), dtype=torch.uint8), torch.arange(10))
-
-    def epoch_of(section: TrainSection, epoch: int) -> tuple[list[int], torch.Tensor]:
-        found = list(batches(data, section, epoch))
-        labels = torch.cat([batch.labels for batch in found])
-        return labels.tolist(), torch.cat([batch.images for batch in found])[labels.argsort()]
-
-    section = TrainSection(batch_size=3, shift_px=2)
-    order, images = epoch_of(section, 1)
-    again, same = epoch_of(section, 1)
-    assert order == again
-    assert torch.equal(images, same)
-    for other in (epoch_of(section, 2), epoch_of(TrainSection(batch_size=3, shift_px=2, seed=1), 1)):
-        assert other[0] != order
-        assert not torch.equal(other[1], images)
-    _, in_other_batches = epoch_of(TrainSection(batch_size=7, shift_px=2), 1)
-    assert torch.equal(in_other_batches, images)
-
-
-def test_shifted_moves_each_picture_and_repeats_its_border() -> None:
-    image = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]], dtype=torch.uint8)
-    images = image.reshape(1, 3, 3, 1).repeat(3, 1, 1, 2)
-    moved = shifted(images, torch.tensor([[0, 0], [1, 0], [0, -2]]))
-    assert moved.dtype == torch.uint8
-    assert moved[..., 0].tolist() == moved[..., 1].tolist()
-    assert moved[0, ..., 0].tolist() == image.tolist()
-    assert moved[1, ..., 0].tolist() == [[1, 2, 3], [1, 2, 3], [4, 5, 6]]
-    assert moved[2, ..., 0].tolist() == [[3, 3, 3], [6, 6, 6], [9, 9, 9]]
-
-
-def test_shifts_reach_every_place_allowed_and_no_other() -> None:
-    image = torch.zeros(1, 11, 11, 1, dtype=torch.uint8)
-    image[0, 5, 5] = 255
-    data = Labelled(image.repeat(500, 1, 1, 1), torch.zeros(500, dtype=torch.int64))
-    images = torch.cat([batch.images for batch in batches(data, TrainSection(shift_px=1), 1)])
-    places = {tuple(place[1:3]) for place in images.nonzero().tolist()}
-    assert places == {(row, column) for row in (4, 5, 6) for column in (4, 5, 6)}
 
 
 def test_the_learning_rate_warms_up_and_falls_by_a_cosine() -> None:

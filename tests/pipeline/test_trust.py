@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -47,22 +48,22 @@ CHANGES = (
 
 
 @pytest.fixture
-def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current directory, with a module in it; its import leaves a mark there."""
     (tmp_path / "own_net.py").write_text(CODE, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "modules", {name: found for name, found in sys.modules.items() if name != "own_net"})
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("own_net", None)
 
 
 @pytest.fixture
-def brought_bundle(own_code: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def brought_bundle(own_code: Path) -> Path:
     """A bundle of a model that own code made, as it arrives elsewhere: nothing of that code is loaded any more."""
     train(load_recipe("digits", CHANGES), own_code / "run")
     bundle, _ = export_run(own_code / "run")
-    monkeypatch.delitem(sys.modules, "own_net")
+    del sys.modules["own_net"]
     (own_code / "imported").unlink()
     return bundle
 
@@ -132,9 +133,7 @@ def test_a_bundle_that_names_a_command_of_the_system_runs_nothing(
         ("timm/hf-hub:somebody/something", {}),
     ],
 )
-def test_a_bundle_can_not_have_weights_fetched_or_read(
-    arch: str, arguments: dict[str, str], own_bundle: Path
-) -> None:
+def test_a_bundle_can_not_have_weights_fetched_or_read(arch: str, arguments: dict[str, str], own_bundle: Path) -> None:
     name_code(own_bundle, arch, **arguments)
     with pytest.raises(BundleError, match="made by another trueport"):
         check(own_bundle)
@@ -185,11 +184,9 @@ def test_sizes_of_brought_models_follow_their_arguments() -> None:
     data = open_dataset("digits")
     recipe = load_recipe("digits", ["model.arch=timm/vit_tiny_patch16_224", "model.args.img_size=32"])
     assert resolve(recipe, data)[0].shape == (32, 32, 1)
-    with pytest.raises(UsageError, match="no others unless model.args.img_size is set"):
+    with pytest.raises(UsageError, match=r"no others unless model.args.img_size is set"):
         resolve(load_recipe("digits", ["model.arch=timm/vit_tiny_patch16_224", "preprocessing.size=32"]), data)
     with pytest.raises(UsageError, match="at least 75 x 75"):
         resolve(load_recipe("digits", ["model.arch=torchvision/inception_v3", "preprocessing.size=32"]), data)
     with pytest.raises(UsageError, match="can't take pictures of 48 x 48 pixels and 1 channels"):
         new_model(recipe.model, 10, 1, (48, 48))
-
-

@@ -62,13 +62,21 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     "options",
     [
         {"optimizer": "sgd"},
-        {"optimizer": "adamw", "accumulate": 2, "class_weights": "balanced", "ema": 0.9, "clip_norm": 0.5},
+        {
+            "optimizer": "sgd",
+            "nesterov": True,
+            "accumulate": 2,
+            "class_weights": "balanced",
+            "ema": 0.9,
+            "clip_norm": 0.5,
+        },
     ],
 )
 def test_two_processes_reach_what_one_reaches_with_the_double_batch(
     options: dict[str, Any], recipe_of: Callable[..., Recipe], tmp_path: Path
 ) -> None:
-    # 50 pictures in batches of 2 x 7: the last one has 8. AdamW divides by roots of tiny gradients: hence epsilon apart
+    # 50 pictures in batches of 2 x 7: the last one has 8. Not Adam, whose first steps go by the signs of gradients that
+    # are nothing but rounding.
     model = {"arch": "lenet"}
     one = recipe_of(model=model, train=options | {"batch_size": 14}, augment={"shift_px": 1, "horizontal_flip": 0.5})
     two = recipe_of(model=model, train=options | {"batch_size": 7}, augment={"shift_px": 1, "horizontal_flip": 0.5})
@@ -90,10 +98,10 @@ def test_two_processes_reach_what_one_reaches_with_the_double_batch(
 
 @pytest.mark.slow
 def test_processes_go_on_together_and_end_together(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
-    recipe = recipe_of(train={"epochs": 400, "batch_size": 4})
+    recipe = recipe_of(model={"arch": "lenet"}, train={"epochs": 400, "batch_size": 4})
     process = launched(recipe, tmp_path / "run")
     give_up = time.monotonic() + SECONDS
-    while not (tmp_path / "run" / run_folder.LAST).exists() and time.monotonic() < give_up:
+    while not (tmp_path / "run" / run_folder.LAST).exists() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     code, _, err = ended(process)
@@ -108,10 +116,11 @@ def test_processes_go_on_together_and_end_together(recipe_of: Callable[..., Reci
 def test_an_error_is_said_once_and_ends_all(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").touch()
-    code, _, err = ended(launched(recipe_of(), tmp_path / "run"))
+    code, _, err = ended(launched(recipe_of(model={"arch": "lenet"}), tmp_path / "run"))
     assert code != 0
     assert err.count("is not empty and no run") == 1
-    assert "Traceback" not in err.split("ChildFailedError")[0]
+    assert "process 1 has stopped" in err or "SIGTERM" in err
+    assert "defect of trueport" not in err
 
 
 def test_without_a_launcher_there_is_one_process_and_half_a_launcher_is_refused(
