@@ -98,6 +98,7 @@ class _Subject:
         """The pictures that were asked for."""
         if data is not None:
             dataset = open_dataset(data)
+            self._places(dataset)  # before all of it is read
             part, indices = self._part(dataset, part, progress)
         elif isinstance(self.source, Run):
             dataset, parts = self.source.data()
@@ -141,8 +142,8 @@ class _Subject:
         origin = self.source.info if isinstance(self.source, Run) else self.source.manifest.provenance
         return origin.data_sha256, origin.split_sha256
 
-    def _truth(self, dataset: Dataset, indices: Indices) -> NDArray[np.integer[Any]]:
-        """The labels in the model's own order. Raises UsageError for classes that it does not know."""
+    def _places(self, dataset: Dataset) -> Indices:
+        """Where the model has each class of the data. Raises UsageError for classes that it does not know."""
         if dataset.task != self.task:
             found, expected = ("several labels", "one") if self.task == "classification" else ("one label", "several")
             raise UsageError(f"{dataset.name} has {found} a picture, {self.name} answers with {expected}")
@@ -151,8 +152,11 @@ class _Subject:
                 f"{dataset.name} has the classes {shortened(unknown)}, which {self.name} does not know "
                 f"(it knows {shortened(self.labels)}): give the folders or columns the names of its labels"
             )
-        place = np.array([self.labels.index(name) for name in dataset.classes], np.int64)
-        labels = dataset.labels[indices]
+        return np.array([self.labels.index(name) for name in dataset.classes], np.int64)
+
+    def _truth(self, dataset: Dataset, indices: Indices) -> NDArray[np.integer[Any]]:
+        """The labels in the model's own order. Raises as `_places` does."""
+        place, labels = self._places(dataset), dataset.labels[indices]
         if self.task == "classification":
             return place[labels]
         truth = np.zeros((len(indices), len(self.labels)), np.uint8)

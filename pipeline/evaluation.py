@@ -222,16 +222,20 @@ def _summary(report: EvaluationReport) -> Table:
     rows.append(("time", f"{report.seconds:.2f} s, {report.images_per_s:,.0f} images/s"))
     notes = []
     if report.unseen:
-        notes.append(f"{len(report.unseen)} of its labels on no picture here: {shortened(report.unseen)}")
+        notes.append(f"labels that no picture here has: {shortened(report.unseen)}")
     if report.non_finite:
-        notes.append(f"{report.non_finite} pictures answered with NaN or infinity, which counts as wrong")
+        notes.append(f"answered with NaN or infinity, which counts as wrong: {_pictures(report.non_finite)}")
     if report.unreadable:
-        notes.append(f"{len(report.unreadable)} pictures left out, as they can't be decoded")
+        notes.append(f"left out, as they can't be decoded: {_pictures(len(report.unreadable))}")
     return Table(_title(report), ("", ""), tuple(rows), tuple(notes))
 
 
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'s' * (count != 1)}"
+
+
 def _title(report: EvaluationReport) -> str:
-    return f"{report.name}, {report.subject}: {report.count:,} pictures of {report.data} ({report.part})"
+    return f"{report.name}, {report.subject}: {_pictures(report.count)} of {report.data} ({report.part})"
 
 
 def _class_table(report: EvaluationReport) -> Table:

@@ -40,8 +40,21 @@ FORBIDDEN = (
     ("export/golden.py", "from trueport.pipeline import recipe"),
 )
 """Files, and lines that must not be in them."""
-NEED_TRAIN = {
-    f"trueport.pipeline.{name}" for name in ("augment", "checkpoint", "feed", "learning", "plots", "report", "train")
+TRAINING = (
+    "adaptation",
+    "averaging",
+    "distributed",
+    "epoch",
+    "evaluation",
+    "job",
+    "learner",
+    "losses",
+    "optimizers",
+    "records",
+    "step",
+)
+NEED_TRAIN = {f"trueport.pipeline.{name}" for name in ("augment", "checkpoint", "feed", "plots", "report", "train")} | {
+    f"trueport.pipeline.training.{name}" for name in TRAINING
 }
 """The only modules besides the architectures that may need the train extra to be imported."""
 

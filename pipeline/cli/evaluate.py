@@ -66,6 +66,8 @@ def evaluate(
     if json != "-":
         for table in evaluation_tables(report):
             print_table(table)
+            if table.notes:
+                print()
     if confusion:
         draw_confusion(report, confusion)
     for picture in report.unreadable:

@@ -149,7 +149,7 @@ def test_other_names_are_refused(name: str, message: str) -> None:
 )
 def test_nothing_is_fetched_or_read_by_an_argument(name: str, argument: str, value: object) -> None:
     with pytest.raises(models.ModelArgumentError, match=r"model.init says which weights"):
-        models.create(name, num_classes=2, **{argument: value})
+        models.create(name, num_classes=2, **{argument: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

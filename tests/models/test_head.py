@@ -33,7 +33,7 @@ def test_head_is_the_last_layer_and_those_of_the_auxiliaries(name: str, size: in
 
 def test_module_and_generator_are_as_they_were() -> None:
     module = models.create("resnet18", num_classes=5)
-    module.layer1.eval()
+    module.get_submodule("layer1").eval()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     modes = [part.training for part in module.modules()]
     state = torch.get_rng_state()
@@ -57,7 +57,8 @@ def test_last_weights_without_a_row_for_each_class_are_refused() -> None:
             self.conv = nn.Conv2d(3, 6, 3)
 
         def forward(self, image: Tensor) -> Tensor:
-            return self.conv(image).mean((2, 3)).unflatten(1, (3, 2)).sum(2)
+            maps: Tensor = self.conv(image)
+            return maps.mean((2, 3)).reshape(-1, 3, 2).sum(2)
 
     with pytest.raises(
         ValueError, match=r"last layer with 3 rows, .* found conv.bias \(6,\), conv.weight \(6, 3, 3, 3\)"

@@ -503,10 +503,12 @@ def test_every_measurement_of_the_gates_has_words() -> None:
     from trueport.runtime import comparison
 
     original = np.array([[1.0, 2.0], [3.0, 0.0]], np.float32)
-    names = {"variant": "fp32", "runner": "onnxruntime:cpu"}
+    names: dict[str, Any] = {"variant": "fp32", "runner": "onnxruntime:cpu"}
     verdicts = [
         comparison.parity(original, original, BOUNDS, detail="", **names),
         comparison.accuracy(original, original, np.array([1, 0]), BOUNDS, **names),
+        comparison.parity(original, original, BOUNDS, detail="", task="multilabel", **names),
+        comparison.decisions(original, original, np.ones((2, 2), np.uint8), BOUNDS, **names),
         comparison.preprocessing_identity([np.zeros((1, 1, 1), np.uint8)], np.zeros((1, 1, 1, 1), np.uint8)),
     ]
     for verdict in verdicts:

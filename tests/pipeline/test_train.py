@@ -21,11 +21,11 @@ from PIL import Image
 from rich.console import Console
 
 from trueport.pipeline import checkpoint, run_folder
-from trueport.pipeline.training import records
 from trueport.pipeline.data import open_dataset, prepared
 from trueport.pipeline.recipe import Recipe, load_recipe, recipe_from_table
 from trueport.pipeline.run_folder import Run, RunInfo
 from trueport.pipeline.train import train
+from trueport.pipeline.training import records
 from trueport.runtime.errors import MissingError, UsageError
 
 EPOCHS, STEPS = 3, 4  # 20 training pictures in batches of 6, the last of 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -10,40 +9,18 @@ import pytest
 import torch
 
 from trueport.pipeline.data import open_dataset
-from trueport.pipeline.learning import Labelled, derived_seed, evaluate, learning_rate, new_optimizer
 from trueport.pipeline.progress import SECONDS_BETWEEN_LINES, Lines
 from trueport.pipeline.recipe import TrainSection, recipe_from_table
 from trueport.pipeline.resolve import resolve
+from trueport.pipeline.seeds import derived_seed
+from trueport.pipeline.training import evaluation
+from trueport.pipeline.training.distributed import Processes
+from trueport.pipeline.training.losses import new_loss
 from trueport.runtime.errors import UsageError
 
 
-def test_the_learning_rate_warms_up_and_falls_by_a_cosine() -> None:
-    section = TrainSection(epochs=4, warmup_epochs=1, learning_rate=2.0)
-    rates = [learning_rate(section, step, 10) for step in range(1, 41)]
-    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
-    assert rates[10] == pytest.approx(2.0)
-    assert rates[25] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
-    assert 0 < rates[-1] < 0.01
-    constant = TrainSection(epochs=4, warmup_epochs=0.5, learning_rate=2.0, schedule="constant")
-    assert [learning_rate(constant, step, 10) for step in (5, 6, 40)] == [2.0, 2.0, 2.0]
-    unwarmed = TrainSection(epochs=1, warmup_epochs=0, learning_rate=2.0)
-    assert learning_rate(unwarmed, 1, 1) == 2.0
-    endless = TrainSection(epochs=1, warmup_epochs=5, learning_rate=2.0)
-    assert learning_rate(endless, 10, 10) == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize(("name", "kind"), [("adamw", "AdamW"), ("adam", "Adam"), ("sgd", "SGD")])
-def test_the_optimizer_is_the_one_asked_for(name: str, kind: str) -> None:
-    section = TrainSection(optimizer=name, weight_decay=0.25, momentum=0.5)  # type: ignore[arg-type]
-    optimizer = new_optimizer(section, torch.nn.Linear(2, 2))
-    assert type(optimizer).__name__ == kind
-    assert optimizer.param_groups[0]["weight_decay"] == 0.25
-    assert optimizer.param_groups[0].get("momentum", 0.5) == 0.5
-
-
 def test_evaluate_counts_over_several_batches_in_eval_mode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trueport.pipeline.learning.EVALUATION_BATCH", 3)
+    monkeypatch.setattr(evaluation, "BATCH", 3)
 
     class Parity(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -53,9 +30,16 @@ def test_evaluate_counts_over_several_batches_in_eval_mode(monkeypatch: pytest.M
 
     images = torch.arange(8, dtype=torch.uint8).reshape(8, 1, 1, 1)
     labels = torch.tensor([0, 1, 0, 1, 0, 1, 1, 0])
-    loss, accuracy = evaluate(Parity(), Labelled(images, labels), torch.device("cpu"))
-    assert accuracy == 0.75
-    assert loss == pytest.approx(2 / 8 * 100)
+    here = Processes(torch.device("cpu"))
+    loss = new_loss(TrainSection(), "classification", labels.numpy(), 2, here.device)
+    measured = evaluation.evaluate(Parity(), evaluation.Labelled(images, labels), loss, here)
+    assert measured.score == 0.75
+    assert measured.loss == pytest.approx(2 / 8 * 100)
+    marks = torch.stack([labels == 0, labels == 1], 1).to(torch.uint8)
+    several = new_loss(TrainSection(), "multilabel", marks.numpy(), 2, here.device)
+    measured = evaluation.evaluate(Parity(), evaluation.Labelled(images, marks), several, here)
+    assert measured.score == pytest.approx(0.75 * 0.75 + 0.25 * 0.5)  # three of the first four, all after eight
+    assert measured.loss == pytest.approx(2 / 8 * 50)
 
 
 def test_derived_seeds_differ_by_every_part() -> None:

@@ -1,3 +1,0 @@
-"""Seeds."""
-
-from .seeds import derived_seed as derived_seed
