@@ -56,13 +56,13 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
     if program is None:
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
-    _read_shapes_behind_the_cast(model)
+    read_shapes_behind_the_cast(model)
     _describe(model, original)
     check_contract(model, original, opset)
     return model
 
 
-def _read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
+def read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
     """Where the graph asks the input for its batch size, let it ask the cast of it, which has the same shape.
 
     The exporter writes `Shape` of the input for a flatten or view far behind; TensorRT feeds uint8 to a cast only.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from trueport import models
-from trueport.export.graph import check_contract, onnx_from_original
+from trueport.export.graph import check_contract, onnx_from_original, read_shapes_behind_the_cast
 from trueport.export.original import Original, OriginalRunner, served_module
 from trueport.runtime.errors import ExportError
 from trueport.runtime.manifest import Normalisation, Preprocessing
@@ -110,6 +110,17 @@ def test_a_frozen_batch_is_found_in_the_graph(graph: onnx.ModelProto) -> None:
         value.type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(ExportError, match="frozen to 2"):
         check_contract(frozen, original(channels=3), 20)
+
+
+def test_a_batch_size_is_read_behind_the_cast(graph: onnx.ModelProto) -> None:
+    asking = tampered(graph)
+    asking.graph.node.insert(0, onnx.helper.make_node("Shape", ["image"], ["asked"]))
+    with pytest.raises(ExportError, match="feed one Cast"):
+        check_contract(asking, original(channels=3), 20)
+    read_shapes_behind_the_cast(asking)
+    check_contract(asking, original(channels=3), 20)
+    cast, shape = asking.graph.node[:2]
+    assert (cast.op_type, list(shape.input)) == ("Cast", list(cast.output))
 
 
 def test_another_opset_is_found_in_the_graph(graph: onnx.ModelProto) -> None:
