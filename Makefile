@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu sweep bench bench-input requirements clean
+.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -36,6 +36,9 @@ bench: .venv/installed           ## the figures of docs/numbers.md, on this mach
 
 bench-input: .venv/installed     ## pictures decoded and augmented a second, beside Pillow and torchvision
 	$(BIN)/python tests/bench/feeding.py
+
+bench-train: .venv/installed     ## training throughput beside a plain PyTorch loop, on this machine
+	$(BIN)/python tests/bench/training.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

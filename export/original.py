@@ -76,7 +76,7 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
             self.std = nn.Buffer(std)
 
         def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            normalised = (image.to(compute) / 255 - self.mean) / self.std
+            normalised = (image.to(compute) / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
             logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.permute(0, 3, 1, 2))
             if isinstance(logits, tuple):  # in training mode: those of auxiliary classifiers too
                 return tuple(part.float() for part in logits)

@@ -160,7 +160,7 @@ def declared(*extras: str) -> set[str]:
         ("models", ("train", "timm")),
         ("export", ("train",)),
         ("pipeline", ("serve", "train")),
-        ("tests", ("serve", "train", "dev")),
+        ("tests", ("serve", "train", "timm", "dev")),
     ],
 )
 def test_everything_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:

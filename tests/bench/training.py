@@ -15,6 +15,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def main() -> None:
     machine = describe_machine()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.cpu}, {machine.cores} cores, torch {torch.__version__}")
     print(
-        "\n| architecture | against | trueport's throughput over it | noise | ms a step |\n| --- | --- | --- | --- | --- |"
+        "\n| network | against | trueport's throughput over it | noise | ms a step |\n| --- | --- | --- | --- | --- |"
     )
     dataset = Noise()
     for arch in options.arch:
@@ -126,20 +127,13 @@ def measure(arch: str, dataset: Noise, seconds: float) -> None:
 
     def slices() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         order = torch.randperm(PICTURES)
-        return ((images[rows], labels[rows]) for rows in order.split(BATCH))
+        return ((images[rows], labels[rows]) for rows in torch.split(order, BATCH))
 
     loader = DataLoader(TensorDataset(images, labels), BATCH, shuffle=True, drop_last=True)
     for name, batches in (("plain loop over tensors", slices), ("plain loop over a DataLoader", lambda: iter(loader))):
         mine, network = ours(recipe_from_table(table), dataset)
         theirs = plain(network, batches)
-        paired = compare(
-            lambda it=theirs: next(it), lambda it=mine: next(it), seconds=seconds, min_blocks=10, rows=BATCH
-        )  # type: ignore[misc]
-        print(
-            f"| {arch} | {name} | {paired.ratio:.3f} ({paired.ratio_low:.3f} to {paired.ratio_high:.3f}) "
-            f"| {paired.noise:.3f} | {paired.b.median_ms:.2f} against {paired.a.median_ms:.2f} |",
-            flush=True,
-        )
+        paired = compare(partial(next, theirs), partial(next, mine), seconds=seconds, min_blocks=10, rows=BATCH)
 
 
 if __name__ == "__main__":

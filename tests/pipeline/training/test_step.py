@@ -43,7 +43,8 @@ def batch(*rows: int, total: int | None = None, weight: float = 1.0) -> Batch:
 
 
 def step_of(network: nn.Module, **changes: Any) -> Step:
-    section = TrainSection(**({"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "batch_size": 4} | changes))
+    table: dict[str, Any] = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "batch_size": 4}
+    section = TrainSection(**(table | changes))
     loss = new_loss(section, "classification", LABELS.numpy(), 3, CPU.device)
     return Step(section, network, network, new_optimizer(section, network), loss, CPU)
 
@@ -77,12 +78,12 @@ def test_a_stand_in_row_changes_nothing() -> None:
 def test_a_last_batch_of_one_row_has_no_statistics() -> None:
     network = Flat(norm=True)
     step = step_of(network)
-    before = network.norm.running_mean.clone()
+    before = network.get_buffer("norm.running_mean").clone()
     step.add(batch(0, total=1), 1, True)
-    assert torch.equal(network.norm.running_mean, before)
+    assert torch.equal(network.get_buffer("norm.running_mean"), before)
     assert network.norm.training
     step.add(batch(0, 1, total=2), 2, True)
-    assert not torch.equal(network.norm.running_mean, before)
+    assert not torch.equal(network.get_buffer("norm.running_mean"), before)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         step_of(network, batch_size=1).add(batch(0), 1, True)
 
@@ -165,9 +166,9 @@ def test_the_average_follows_weights_and_statistics() -> None:
     assert not any(it.requires_grad for it in average.module.parameters())
     start = network.head.weight.detach().clone()
     with torch.no_grad():
-        for tensor in (*network.parameters(), network.norm.running_mean):
+        for tensor in (*network.parameters(), network.get_buffer("norm.running_mean")):
             tensor.add_(1.0)
-        network.norm.num_batches_tracked += 7
+        network.get_buffer("norm.num_batches_tracked").add_(7)
     average.update(10_000)
     followed = dict(average.module.named_parameters()) | dict(average.module.named_buffers())
     torch.testing.assert_close(followed["head.weight"], start + 0.1)
