@@ -145,7 +145,8 @@ def _weights(original: Original) -> bytes:
     from safetensors.torch import save
 
     state = original.module.state_dict()
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in state.items()})
+    # Copies, as some networks have one tensor under two names.
+    return save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()})
 
 
 def _npz_from_golden(golden: Golden) -> bytes:

@@ -187,9 +187,11 @@ def _write_sample(path: Path, image: NDArray[np.uint8]) -> None:
 def _train(job: Job) -> Run:
     data = job.recipe.data
     dataset = open_dataset(data.source)
-    section = {key: value for key, value in _plain(job.recipe.train).items() if key != "device"}
+    section = {key: value for key, value in _plain(job.recipe.train).items() if key not in {"device", "workers"}}
     parts = (job.recipe.model, job.recipe.preprocessing, job.recipe.augment, data)
-    inputs = [*map(_plain, parts), section, dataset.fingerprint]
+    init = Path(job.recipe.model.init or ".")  # another file under the same name is another training
+    initial = run_folder.file_sha256(init) if init.is_file() else ""
+    inputs = [*map(_plain, parts), section, dataset.fingerprint, initial]
     outputs = (run_folder.WEIGHTS, run_folder.RUN)
 
     def work(tried_before: bool) -> None:

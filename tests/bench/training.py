@@ -134,6 +134,11 @@ def measure(arch: str, dataset: Noise, seconds: float) -> None:
         mine, network = ours(recipe_from_table(table), dataset)
         theirs = plain(network, batches)
         paired = compare(partial(next, theirs), partial(next, mine), seconds=seconds, min_blocks=10, rows=BATCH)
+        print(
+            f"| {arch} | {name} | {paired.ratio:.3f} ({paired.ratio_low:.3f} to {paired.ratio_high:.3f}) "
+            f"| {paired.noise:.3f} | {paired.b.median_ms:.2f} against {paired.a.median_ms:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
