@@ -69,7 +69,7 @@ class AlexNet(nn.Module):
     url=URL,
     size=224,
     channels=(1, 3),
-    fixed_size=True,
+    sizes=((224, 224),),
 )
 def alexnet(num_classes: int, channels: int = 3, width: int = 2048, dropout: float = 0.5) -> AlexNet:
     """AlexNet with the paper's maps and linear layers of 2048 in place of 4096."""
@@ -83,7 +83,7 @@ def alexnet(num_classes: int, channels: int = 3, width: int = 2048, dropout: flo
     url=URL,
     size=224,
     channels=(1, 3),
-    fixed_size=True,
+    sizes=((224, 224),),
 )
 def alexnet_half(num_classes: int, channels: int = 3, width: int = 2048, dropout: float = 0.5) -> AlexNet:
     """One GPU's half of the paper's maps and of its linear layers."""

@@ -33,7 +33,7 @@ OVERFLOWS = ("pad", "narrow")
     url="https://doi.org/10.1038/323533a0",
     size=(WINDOWS * ROWS, WINDOWS * COLUMNS),
     channels=(1, 3),
-    minimum=WIDTHS.start,
+    sizes=tuple((WINDOWS * ROWS, width) for width in reversed(WIDTHS)),
     mean=0.0,
     std=1.0,
 )

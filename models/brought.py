@@ -97,7 +97,10 @@ def namesakes(name: str) -> list[str]:
 def sized(found: ModelSpec, arguments: Mapping[str, object]) -> ModelSpec:
     """The spec as these arguments change it: one of them may be the size that the network is built for."""
     pixels = arguments.get(SIZE_ARGUMENTS.get(kind(found.name), ""))
-    return replace(found, size=(pixels, pixels), fixed_size=True, minimum=1) if isinstance(pixels, int) else found
+    if not isinstance(pixels, int):
+        return found
+    size = (pixels, pixels)
+    return replace(found, size=size, sizes=(size,), minimum=1)
 
 
 def probe(name: str, module: nn.Module, num_classes: int, channels: int, size: tuple[int, int]) -> None:
@@ -235,7 +238,7 @@ def _timm_spec(name: str) -> ModelSpec:
         url=_URLS["timm"],
         size=(height, width),
         channels=(1, 3),
-        fixed_size=bool(config and config.fixed_input_size),
+        sizes=((height, width),) if config and config.fixed_input_size else (),
         minimum=max(config.min_input_size[1:]) if config and config.min_input_size else 1,
         mean=tuple(config.mean) if config else IMAGENET[0],
         std=tuple(config.std) if config else IMAGENET[1],

@@ -19,7 +19,7 @@ from .registry import register
     url="http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf",
     size=32,
     channels=(1, 3),
-    fixed_size=True,
+    sizes=((32, 32),),
 )
 class LeNet(nn.Module):
     """LeNet-5 with 16 and 32 feature maps, ReLU for tanh and max-pooling for trainable subsampling."""

@@ -43,7 +43,7 @@ class TableConv2d(nn.Conv2d):
     url="http://yann.lecun.com/exdb/publis/pdf/lecun-98.pdf",
     size=32,
     channels=(1, 3),
-    fixed_size=True,
+    sizes=((32, 32),),
 )
 class LeNet5(nn.Module):
     """C1, S2, C3, S4, C5, F6 and the output, each with the paper's sizes.

@@ -50,8 +50,8 @@ class ModelSpec:
     """Height and width in pixels it was designed for."""
     channels: tuple[int, ...] = (3,)
     """Numbers of input channels it can be built for; 1 is grey, 3 is RGB."""
-    fixed_size: bool = False
-    """Whether `size` is the only one it can take."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Where it can't take any size: all that it can take."""
     minimum: int = 1
     """Pixels: the smallest height and width it can take, where the size is free."""
     mean: float | tuple[float, ...] = 0.5
@@ -68,6 +68,16 @@ class ModelSpec:
         """Its own arguments with their defaults, beyond num_classes and channels."""
         own = [item for item in _parameters(self.build) if item.name not in {"num_classes", "channels"}]
         return {item.name: item.default for item in own if item.kind != inspect.Parameter.VAR_KEYWORD}
+
+    def refusal(self, size: tuple[int, int]) -> str:
+        """Why it can't take pictures of this height and width; nothing where it can."""
+        if self.sizes and size not in self.sizes:
+            choices = " or ".join(f"{height} x {width}" for height, width in self.sizes)
+            return f"{self.name} takes {choices} pictures and no others, found {size[0]} x {size[1]}"
+        if min(size) < self.minimum:
+            least = f"{self.minimum} x {self.minimum}"
+            return f"{self.name} needs pictures of at least {least} pixels, found {size[0]} x {size[1]}"
+        return ""
 
     @property
     def takes_any(self) -> bool:
@@ -91,7 +101,7 @@ def register(
     url: str,
     size: int | tuple[int, int],
     channels: tuple[int, ...] = (3,),
-    fixed_size: bool = False,
+    sizes: tuple[tuple[int, int], ...] = (),
     minimum: int = 1,
     mean: float = 0.5,
     std: float = 0.5,
@@ -112,7 +122,7 @@ def register(
             url=url,
             size=(size, size) if isinstance(size, int) else size,
             channels=channels,
-            fixed_size=fixed_size,
+            sizes=sizes,
             minimum=minimum,
             mean=mean,
             std=std,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import re
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -18,6 +20,9 @@ from .data.named import NAMED, Named
 from .data.published import Published
 from .recipe import load_recipe, recipe_names, recipe_text
 from .resolve import catalogue, libraries
+
+if TYPE_CHECKING:
+    from trueport.models.registry import ModelSpec
 
 BRING = "package.module:factory"
 """How anybody's own code is named."""
@@ -44,7 +49,7 @@ def listed_models(library: str | None = None, pattern: str = "*") -> list[Listed
     from trueport.models import brought
 
     if library is None:
-        specs = own
+        specs = sorted(own, key=_order)
     elif library in brought.LIBRARIES:
         with libraries():
             names = fnmatch.filter(brought.library_names(library), pattern)
@@ -80,9 +85,16 @@ def models_table(library: str | None = None, pattern: str = "*") -> Table:
     return Table("", ("name", "pixels", "channels", "what it is", "paper"), tuple(rows), notes)
 
 
+def _order(spec: ModelSpec) -> list[int | str]:
+    """resnet18 before resnet101: numbers in names are compared as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", spec.name)]
+
+
 def _told(item: Listed) -> tuple[str, str]:
+    """What it is, and who wrote the paper when; --json has the paper's title."""
     also = f" (also {', '.join(item.aliases)})" if item.aliases else ""
-    return item.summary + also, item.paper
+    cited = re.search(r"\(([^()]+)\)$", item.paper)
+    return item.summary + also, cited[1] if cited else item.paper
 
 
 def recipes_table() -> Table:
@@ -101,7 +113,10 @@ def data_table() -> Table:
         (known.name, f"{known.pictures:,}", str(known.classes), known.pixels, _whereabouts(known))
         for known in NAMED.values()
     )
-    notes = ("or a folder of class folders, FOLDER/CLASS/PICTURE, or a CSV file with the columns image and label",)
+    notes = (
+        "or a folder, FOLDER/CLASS/PICTURE or FOLDER/{train,val,test}/CLASS/PICTURE, or a CSV file with the columns "
+        "image and label, or image and labels where a picture has several",
+    )
     return Table("", ("name", "pictures", "classes", "pixels", "where"), rows, notes)
 
 

@@ -40,8 +40,8 @@ def print_table(table: Table) -> None:
         pad_edge=False,
         show_header=any(table.columns),
     )
-    for name in table.columns:
-        shown.add_column(Text(name), overflow="fold")
+    for position, name in enumerate(table.columns):
+        shown.add_column(Text(name), overflow="fold", no_wrap=position == 0)  # names are copied, so they stay whole
     for row in table.rows:
         shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     # Elsewhere than on a terminal nobody sees where a line ends: no wrapping at rich's default of 80 columns.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from trueport.runtime.errors import MissingError, TrueportError, UsageError
 
 from .console import Table
 from .recipe import ModelSection, recipe_from_table
-from .resolve import model_spec, new_model
+from .resolve import new_model, spec_as_built
 
 if TYPE_CHECKING:
     from trueport.models import ModelSpec
@@ -46,12 +47,16 @@ def describe(
     ImageNet's, else 10, if None. changes: `key=value` of the architecture's own arguments.
     Raises UsageError for what can't be built, or can't take such a picture; MissingError without torch.
     """
-    spec = model_spec(arch)
-    size = _picture(picture) if picture else (3 if 3 in spec.channels else spec.channels[0], *spec.size)
-    _refuse(arch, spec, size)
-    classes = classes or (1000 if min(spec.size) >= IMAGENET_FROM else 10)
     section = ModelSection(arch=arch, args=_arguments(changes))
-    return Described(arch=arch, arguments=section.args, classes=classes, description=_run(section, classes, size))
+    spec = spec_as_built(section)
+    size = _picture(picture) if picture else (3 if 3 in spec.channels else spec.channels[0], *spec.size)
+    _refuse(spec, size)
+    classes = classes or (1000 if min(spec.size) >= IMAGENET_FROM else 10)
+    description = _run(section, classes, size)
+    logits = description.rows[-1].output
+    if len(logits) == 1:
+        classes = logits[0]  # a factory may make a network for classes of its own
+    return Described(arch=arch, arguments=section.args, classes=classes, description=description)
 
 
 def _run(section: ModelSection, classes: int, picture: tuple[int, int, int]) -> Description:
@@ -75,7 +80,9 @@ def _run(section: ModelSection, classes: int, picture: tuple[int, int, int]) -> 
         return description.describe(module, picture)
     except description.DescriptionError as error:
         size = "x".join(map(str, picture))
-        raise UsageError(f"{section.arch} can't be described for pictures of {size}: {error}") from error
+        raise UsageError(
+            f"{section.arch} can't be described for pictures of {size}: {error}; name their size by --input"
+        ) from error
 
 
 def _picture(text: str) -> tuple[int, int, int]:
@@ -92,15 +99,13 @@ def _arguments(changes: Sequence[str]) -> dict[str, Any]:
     return recipe_from_table({"name": "describe"}, [f"model.args.{change}" for change in changes]).model.args
 
 
-def _refuse(arch: str, spec: ModelSpec, picture: tuple[int, int, int]) -> None:
+def _refuse(spec: ModelSpec, picture: tuple[int, int, int]) -> None:
     channels, height, width = picture
     if channels not in spec.channels:
         choices = " or ".join(map(str, spec.channels))
-        raise UsageError(f"{arch} takes {choices} input channels, found --input {channels}x{height}x{width}")
-    if spec.fixed_size and (height, width) != spec.size:
-        raise UsageError(f"{arch} takes {spec.size[0]}x{spec.size[1]} pictures and no others, found {height}x{width}")
-    if min(height, width) < spec.minimum:
-        raise UsageError(f"{arch} needs at least {spec.minimum} pixels each way, found {height}x{width}")
+        raise UsageError(f"{spec.name} takes {choices} input channels, found --input {times(picture)}: change it")
+    if refusal := spec.refusal((height, width)):
+        raise UsageError(f"{refusal}: change --input")
 
 
 def description_table(described: Described, width: int | None = None) -> Table:
@@ -143,7 +148,7 @@ def description_table(described: Described, width: int | None = None) -> Table:
 def totals(description: Description) -> tuple[str, ...]:
     """What the network amounts to, in lines for people."""
     largest = description.rows[description.largest]
-    pixels = _product(largest.output)
+    pixels = math.prod(largest.output)
     lines = [
         f"{description.parameters:,} parameters, {description.weights_mb:,.2f} MB in float32",
         f"{count_words(description.macs)} multiply-accumulates (MACs) for one picture",
@@ -212,13 +217,6 @@ def _count(count: int, width: int) -> str:
     if not count:
         return ""
     return f"{count:,}" if width >= NARROW else count_words(count)
-
-
-def _product(sizes: Sequence[int]) -> int:
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
 
 
 def _shortened(name: str, length: int) -> str:

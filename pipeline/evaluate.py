@@ -113,7 +113,7 @@ class _Subject:
             part=part,
             truth=self._truth(dataset, indices),
             names=lambda row: displayed(dataset.ids[int(indices[row])]),
-            prepared=lambda row: prepare(dataset.encoded(int(indices[row])), self.preprocessing),
+            prepared=lambda row: prepare(dataset.source(int(indices[row])), self.preprocessing),
         )
 
     def _part(self, dataset: Dataset, part: Wanted | None, progress: Progress) -> tuple[Wanted, Indices]:

@@ -221,7 +221,8 @@ class _Rows:
                 # Half a batch further: with an even batch_size the mate is a row of the same process.
                 partners = [(place + total // 2) % total for place in places]
                 places += sorted(set(partners) - set(places))
-                mates = np.array([places.index(partner) for partner in partners])
+                place_of = {place: at for at, place in enumerate(places)}
+                mates = np.array([place_of[partner] for partner in partners])
             rows = together[places]
             yield _Plan(epoch, rows, own, mates, moves.at(rows), mixing)
 

@@ -6,11 +6,12 @@ Unknown keys are refused with near choices; `--set train.epochs=3` changes one v
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -112,8 +113,9 @@ class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Of sgd."""
     schedule: Literal["cosine", "constant", "step", "exponential", "one-cycle"] = "cosine"
     warmup_epochs: NotNegative = 1.0
-    step_epochs: Positive = 30
-    """Of the schedule step: the learning rate is multiplied by gamma after every so many epochs."""
+    step_epochs: Positive | tuple[Positive, ...] = 30
+    """Of the schedule step: the learning rate is multiplied by gamma after every so many epochs, or after each of the
+    epochs listed; counted from the end of the warm-up."""
     gamma: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Of the schedules step and exponential, which multiplies by it after every epoch."""
     clip_norm: NotNegative = 0.0
@@ -210,10 +212,7 @@ def load_recipe(source: str | Path, changes: Iterable[str] = ()) -> Recipe:
     Raises UsageError for an unknown name, an unreadable file, an unknown key or a value that can't be taken.
     """
     path = Path(source)
-    if path.suffix == ".toml" or path.is_file():
-        text = _read(path)
-    else:
-        text = recipe_text(str(source))
+    text = _read(path) if path.suffix == ".toml" or path.is_file() else recipe_text(str(source))
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -229,7 +228,48 @@ def recipe_from_table(table: dict[str, Any], changes: Iterable[str] = ()) -> Rec
     try:
         return msgspec.convert(table, Recipe)
     except msgspec.ValidationError as error:
-        raise UsageError(f"in the recipe: {error}") from error
+        raise UsageError(f"in the recipe: {_told(error, table)}") from error
+
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "",
+}
+"""What msgspec's names of types are called in TOML."""
+
+
+def _told(error: msgspec.ValidationError, table: dict[str, Any]) -> str:
+    """What msgspec found, in a recipe's own terms: the key first, choices where there are only so many."""
+    text, _, where = str(error).partition(" - at `$")
+    key = where.strip(".`")
+    text = re.sub("`([a-z |]+)`", lambda match: _worded(match[1]), text).replace(", got ", ", found ")
+    text = re.sub("a string matching regex .*", "letters, digits, dots, dashes and underscores alone", text)
+    if text.startswith("Invalid enum value") and (choices := _choices(key)):
+        value: Any = table
+        for part in re.findall(r"[^.[\]]+", key):
+            value = value[int(part) if isinstance(value, list) else part]
+        return str(unknown_name(key, str(value), choices))
+    return f"{key}: {text[:1].lower()}{text[1:]}" if key else text
+
+
+def _worded(types: str) -> str:
+    """`int | array | null` as `a whole number or a list`."""
+    return " or ".join(filter(None, (WORDS.get(name, name) for name in types.split(" | "))))
+
+
+def _choices(key: str) -> tuple[str, ...]:
+    """The words that may stand at a key such as `train.schedule` or `export.precision[0]`; empty: any may."""
+    section, _, field = re.sub(r"\[.*", "", key).partition(".")
+    wanted: Any = type(getattr(Recipe(name="any"), section))
+    for kind in (hint := get_type_hints(wanted).get(field), *get_args(hint)):
+        if get_origin(kind) is Literal:
+            return get_args(kind)
+    return ()
 
 
 def _read(path: Path) -> str:

@@ -77,7 +77,7 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
 
     Raises UsageError where recipe, architecture, initial weights and data don't go together.
     """
-    section, spec = recipe.preprocessing, _spec(recipe.model)
+    section, spec = recipe.preprocessing, spec_as_built(recipe.model)
     usual = expected_normalisation(recipe.model, spec) or (spec.mean, spec.std)
     height, width = _size(section.size, spec)
     mode = section.mode or ("L" if 1 in spec.channels and (dataset.grey or 3 not in spec.channels) else "RGB")
@@ -102,8 +102,8 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
     return preprocessing, normalisation
 
 
-def _spec(model: ModelSection) -> ModelSpec:
-    """What is known about the architecture as its arguments build it."""
+def spec_as_built(model: ModelSection) -> ModelSpec:
+    """What is known about the architecture as its arguments build it. Raises as `model_spec` does."""
     spec = model_spec(model.arch)
     from trueport.models import brought
 
@@ -121,26 +121,18 @@ def _size(wanted: int | tuple[int, ...] | None, spec: ModelSpec) -> tuple[int, i
     """Height and width, which the architecture must be able to take."""
     if wanted is None:
         return spec.size
-    height, width = size = (wanted, wanted) if isinstance(wanted, int) else wanted
-    if spec.fixed_size and size != spec.size:
-        raise UsageError(
-            f"{spec.name} takes {spec.size[0]} x {spec.size[1]} pictures and no others{_other_sizes(spec)}, "
-            f"found preprocessing.size = {size[0]} x {size[1]}"
-        )
-    if min(size) < spec.minimum:
-        raise UsageError(
-            f"{spec.name} needs pictures of at least {spec.minimum} x {spec.minimum} pixels, "
-            f"found preprocessing.size = {size[0]} x {size[1]}"
-        )
+    height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
+    if refusal := spec.refusal((height, width)):
+        raise UsageError(f"{refusal}: change preprocessing.size{_other_sizes(spec)}")
     return height, width
 
 
 def _other_sizes(spec: ModelSpec) -> str:
-    """What to do about a fixed size, where something can be done."""
+    """What else can be done about a size, where something can."""
     from trueport.models import brought
 
-    argument = brought.SIZE_ARGUMENTS.get(brought.kind(spec.name))
-    return f" unless model.args.{argument} is set, where it has that" if argument else ""
+    argument = brought.SIZE_ARGUMENTS.get(brought.kind(spec.name)) if spec.sizes else None
+    return f", or set model.args.{argument} where it has that" if argument else ""
 
 
 def _per_channel(values: tuple[float, ...], preprocessing: Preprocessing) -> tuple[float, ...]:

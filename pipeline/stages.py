@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from trueport.runtime.atomic import write_bytes
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, graph_file
+from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import MANIFEST
 from trueport.runtime.session import load
@@ -119,6 +121,11 @@ def run_stages(
     progress (None: standard error).
     Raises what the stages raise; what was done before stays and is not done again.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "several processes were started, but the stages of a recipe are for one: let them `trueport train` into "
+            f"{out}, then run the recipe there in one process, which takes the finished run as it is"
+        )
     run_folder.refuse_foreign(out)
     job = Job(recipe, out, say, console, afresh, {} if afresh else _records(out))
     run = _train(job)

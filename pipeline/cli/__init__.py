@@ -27,7 +27,7 @@ COMMANDS = {
     "models": "List the architectures.",
     "describe": "Tell a network's sizes, receptive fields, parameters and MACs layer by layer, or draw it.",
     "recipes": "List the recipes that come with trueport, or print one.",
-    "data": "List the data sets, or show how one is split.",
+    "data": "List the data sets, download one, or show how one is split.",
     "doctor": "Tell what this machine has, what it lacks and what to install.",
 }
 

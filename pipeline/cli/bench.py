@@ -14,12 +14,16 @@ app = new_app()
 
 @app.command()
 def bench(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
-    batch: Annotated[str, typer.Option(help="Batch sizes, comma-separated.")] = "1,8,32",
-    seconds: Annotated[float, typer.Option(help="For each batch size.")] = 2.0,
-    runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
-    variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of both; all cores where not given.")] = None,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes, comma-separated.")] = "1,8,32",
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="For each batch size, original and port together.")
+    ] = 2.0,
+    runner: Annotated[
+        str, typer.Option(metavar="RUNNER", help="onnxruntime:cpu or onnxruntime:cuda.")
+    ] = "onnxruntime:cpu",
+    variant: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's first where not given.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of both; all cores where not given.")] = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the package.module:factory that the bundle's original is made by.")
     ] = False,

@@ -16,10 +16,12 @@ app = new_app()
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
-    variant: Annotated[list[str], typer.Option(help="Only this variant; repeatable.")] = [],  # noqa: B006
-    runner: Annotated[list[str], typer.Option(help="On this runner; repeatable.")] = ["onnxruntime:cpu"],  # noqa: B006
-    threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    variant: Annotated[list[str], typer.Option(metavar="NAME", help="Only this variant; repeatable.")] = [],  # noqa: B006
+    runner: Annotated[list[str], typer.Option(metavar="RUNNER", help="Repeatable.")] = ["onnxruntime:cpu"],  # noqa: B006
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
+    ] = None,
     trust_code: Annotated[
         bool, typer.Option("--trust-code", help="Run the package.module:factory that the bundle's original is made by.")
     ] = False,

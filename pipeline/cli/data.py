@@ -28,9 +28,10 @@ def list_() -> None:
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="A data set of `trueport data list`.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A data set of `trueport data list`.")],
     root: Annotated[
-        Path | None, typer.Option(help="Where it goes: $TRUEPORT_DATA, else the user's cache, where not given.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where it goes: $TRUEPORT_DATA, else the user's cache, where not given."),
     ] = None,
 ) -> None:
     """Download a data set, verify and unpack it. Training does it by itself where the data is not there."""
@@ -44,12 +45,17 @@ def prepare(
 
 @app.command()
 def split(
-    source: Annotated[str, typer.Argument(help="A data set's name, a folder of class folders, or a CSV file.")],
-    validation: Annotated[float, typer.Option(help="Share that chooses the best epoch.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share held out.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="A data set's name, a folder of class folders, or a CSV file.")
+    ],
+    validation: Annotated[float, typer.Option(metavar="SHARE", help="Share that chooses the best epoch.")] = 0.1,
+    test: Annotated[float, typer.Option(metavar="SHARE", help="Share held out.")] = 0.2,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the split.")] = 0,
 ) -> None:
-    """Decode every picture of a data set, and show how training would split it."""
+    """Show how training would split data.
+
+    Every picture is decoded; those that can't be used are named, and the exit code is 2.
+    """
     from ..catalogue import split_table
     from ..console import print_table
 

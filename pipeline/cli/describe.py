@@ -14,13 +14,16 @@ app = new_app()
 
 @app.command()
 def describe(
-    arch: Annotated[str, typer.Argument(help="An architecture: of `trueport models`, or one that is brought.")],
+    arch: Annotated[
+        str, typer.Argument(metavar="ARCH", help="An architecture: of `trueport models`, or one that is brought.")
+    ],
     input_: Annotated[
         str | None,
         typer.Option("--input", metavar="CxHxW", help="The picture; the architecture's own size by default."),
     ] = None,
     classes: Annotated[
-        int | None, typer.Option(min=1, help="1000 by default where that size is at least 128 pixels, else 10.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="1000 by default where that size is at least 128 pixels, else 10."),
     ] = None,
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the architecture.")

@@ -29,14 +29,25 @@ def evaluate(
     path: Annotated[Path, typer.Argument(metavar="RUN_OR_BUNDLE", help="A run folder or a bundle folder.")],
     data: Annotated[
         str | None,
-        typer.Option(help="A data set or folder; a run's own, or a bundle's evaluation slice, where not given."),
+        typer.Option(
+            metavar="DATA",
+            help="A data set, a folder or a CSV file; a run's own, or a bundle's evaluation slice, where not given.",
+        ),
     ] = None,
     part: Annotated[
-        Part | None, typer.Option(help="Where not given: test, or all of data that has no such part.")
+        Part | None,
+        typer.Option(
+            metavar="PART",
+            help="test, validation, train or all; test where not given, or all of data that has no such part.",
+        ),
     ] = None,
-    variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
-    runner: Annotated[str | None, typer.Option(help="onnxruntime:cpu (default) or onnxruntime:cuda.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
+    variant: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's first where not given.")] = None,
+    runner: Annotated[
+        str | None, typer.Option(metavar="RUNNER", help="onnxruntime:cpu (default) or onnxruntime:cuda.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
+    ] = None,
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the report as JSON; - prints it.")] = None,
     confusion: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the confusion matrix: .png, .svg or .pdf.")

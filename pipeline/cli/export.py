@@ -17,9 +17,13 @@ app = new_app()
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder, as `trueport train` leaves it.")],
-    out: Annotated[Path | None, typer.Option(help="Bundle folder; RUN/bundle where not given.")] = None,
-    precision: Annotated[str | None, typer.Option(help="Comma-separated; the recipe's where not given.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as `trueport train` leaves it.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Bundle folder; RUN/bundle where not given.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Comma-separated; the recipe's where not given.")
+    ] = None,
 ) -> None:
     """Export. An older bundle in the same place is replaced in one step, or stays whole where this fails."""
     import msgspec

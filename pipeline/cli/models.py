@@ -13,8 +13,10 @@ app = new_app()
 
 @app.command()
 def models(
-    library: Annotated[str | None, typer.Argument(help="torchvision or timm; ours where not given.")] = None,
-    pattern: Annotated[str, typer.Argument(help="Only names like this, such as 'resnet*'.")] = "*",
+    library: Annotated[
+        str | None, typer.Argument(metavar="LIBRARY", help="torchvision or timm; ours where not given.")
+    ] = None,
+    pattern: Annotated[str, typer.Argument(metavar="PATTERN", help="Only names like this, such as 'resnet*'.")] = "*",
     json: Annotated[str | None, typer.Option(metavar="FILE", help="Write the list as JSON; - prints it.")] = None,
 ) -> None:
     """List the architectures with size, channels and paper.

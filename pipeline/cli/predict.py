@@ -16,17 +16,26 @@ app = new_app()
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Argument(help="A bundle folder.")],
-    pictures: Annotated[list[str], typer.Argument(help="Files, folders, or - for standard input.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to tell.")] = 5,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURE", help="Files, folders, or - for standard input.")],
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="How many classes to tell.")] = 5,
     above: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Only classes of a larger score, such as 0.5 where pictures have several."),
+        typer.Option(
+            min=0,
+            max=1,
+            metavar="SCORE",
+            help="Only classes of a larger score, such as 0.5 where pictures have several.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-    runner: Annotated[str, typer.Option(help="onnxruntime:cpu or onnxruntime:cuda.")] = "onnxruntime:cpu",
-    variant: Annotated[str | None, typer.Option(help="The bundle's first where not given.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of one inference; all cores where not given.")] = None,
+    runner: Annotated[
+        str, typer.Option(metavar="RUNNER", help="onnxruntime:cpu or onnxruntime:cuda.")
+    ] = "onnxruntime:cpu",
+    variant: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's first where not given.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
+    ] = None,
 ) -> None:
     """Classify pictures. One that can't be decoded is named, the others are answered, and the exit code is 2."""
     import msgspec

@@ -13,7 +13,9 @@ app = new_app()
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one as TOML; `> mine.toml` makes it yours.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this one as TOML; `> mine.toml` makes it yours.")
+    ] = None,
 ) -> None:
     """List the recipes, or print one."""
     from ..catalogue import recipes_table

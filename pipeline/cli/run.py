@@ -16,8 +16,11 @@ app = new_app()
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file (.toml) or the name of one that comes with trueport.")],
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME where not given.")] = None,
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe's file (.toml) or the name of one that comes with trueport."),
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Run folder; runs/NAME where not given.")] = None,
     afresh: Annotated[bool, typer.Option("--afresh", help="Do every stage again.")] = False,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
 ) -> None:

@@ -19,18 +19,31 @@ app = new_app()
 @app.command()
 def train(
     arch: Annotated[
-        str | None, typer.Argument(help="An architecture of `trueport models`; the recipe's where not given.")
+        str | None,
+        typer.Argument(metavar="ARCH", help="An architecture of `trueport models`; the recipe's where not given."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="A data set of `trueport data`, or a folder of class folders; else the recipe's.")
+        str | None,
+        typer.Option(
+            metavar="DATA", help="A data set of `trueport data list`, a folder or a CSV file; else the recipe's."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/ARCH-DATA or runs/RECIPE where not given.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe's file or name; defaults where not given.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Run folder; runs/ARCH-DATA or runs/RECIPE where not given.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="RECIPE", help="A recipe's file or name; defaults where not given.")
+    ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Weights to start from: imagenet, a safetensors file or a state dict.")
+        str | None,
+        typer.Option(
+            metavar="WEIGHTS", help="To start from: imagenet, or a file, safetensors or a weights-only state dict."
+        ),
     ] = None,
     set_: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe.")] = [],  # noqa: B006
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu or cuda; the recipe's where not given.")
+    ] = None,
     afresh: Annotated[bool, typer.Option("--afresh", help="Discard what is in the run folder.")] = False,
 ) -> None:
     """Train. An interrupted training goes on where it was, to the same numbers as without the interruption.
@@ -44,7 +57,7 @@ def train(
     folder = out or Path("runs") / (_name(arch or chosen.model.arch, data) if data else chosen.name)
     info = train_run(chosen, folder, resume=not afresh)
     if is_first():
-        best = f"best of {info.epochs} epochs: {info.best_epoch}" if info.epochs else "as it was given"
+        best = f"epoch {info.best_epoch} of {info.epochs}" if info.epochs else "as it was given"
         print(
             f"{folder}: {info.metric} {info.test_score:.2%} on {info.test_count} held-out test pictures "
             f"({best}, {info.parameters:,} parameters)"

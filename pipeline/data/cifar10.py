@@ -19,7 +19,7 @@ from trueport.runtime.errors import UsageError
 from .archives import untar
 from .dataset import Dataset
 from .download import Remote
-from .pixels import Labelled, PixelDataset
+from .pixels import Labelled, DividedPixels
 from .published import Published
 
 SIDE = 32
@@ -51,7 +51,7 @@ def _read(folder: Path) -> Dataset:
         batches = [read_records(folder / "cifar-10-batches-bin" / name) for name in names]
         return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([labels for _, labels in batches])
 
-    return PixelDataset("cifar10", CLASSES, part(TRAIN), part(TEST))
+    return DividedPixels("cifar10", CLASSES, part(TRAIN), part(TEST))
 
 
 CIFAR10 = Published(

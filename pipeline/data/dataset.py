@@ -77,9 +77,13 @@ class Dataset(ABC):
         """What of a picture enters the fingerprint."""
         return self.encoded(index)
 
+    def source(self, index: int) -> bytes | Image.Image:
+        """One picture as `prepare` takes it: encoded, or its pixels where there is no file. Raises ImageError."""
+        return self.encoded(index)
+
     def image(self, index: int) -> Image.Image:
         """One picture, decoded and upright. Raises ImageError."""
-        return decode(self.encoded(index))
+        return decode(self.source(index))
 
     def digests(self, done: Done | None = None) -> list[str]:
         """SHA-256 of each picture's content. Raises UsageError, see `each`."""

@@ -6,19 +6,18 @@ https://doi.org/10.24432/C50P49
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
+from numpy.typing import NDArray
 
 from trueport.runtime.errors import missing_extra
 
-from .dataset import Dataset
+from .pixels import PixelDataset
 
 GREY_LEVELS = 16
 """The data's own scale is 0 to 16: inked pixels in blocks of 4 x 4."""
 
 
-class Digits(Dataset):
+class Digits(PixelDataset):
     """Ten classes named by their digit; ink is bright."""
 
     grey = True
@@ -29,18 +28,11 @@ class Digits(Dataset):
         except ModuleNotFoundError as error:
             raise missing_extra("scikit-learn", "train", "the data set digits") from error
         data = load_digits()
-        self._pixels = np.rint(data.images * (255 / GREY_LEVELS)).astype(np.uint8)  # (1797, 8, 8)
-        ids = [f"{index:04d}" for index in range(len(self._pixels))]
+        self._digits = np.rint(data.images * (255 / GREY_LEVELS)).astype(np.uint8)  # (1797, 8, 8)
+        ids = [f"{index:04d}" for index in range(len(self._digits))]
         super().__init__("digits", [str(digit) for digit in range(10)], ids, data.target)
 
-    def encoded(self, index: int) -> bytes:
-        """One digit as PNG."""
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray(self._pixels[index]).save(file, "PNG")
-        return file.getvalue()
-
-    def content(self, index: int) -> bytes:
-        """The pixels themselves: PNG bytes change with the version of the compressor."""
-        return bytes(self._pixels[index])
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """One digit, uint8 (8, 8)."""
+        digit: NDArray[np.uint8] = self._digits[index]
+        return digit

@@ -21,7 +21,7 @@ from trueport.runtime.errors import UsageError
 from .archives import gunzip
 from .dataset import Dataset
 from .download import Remote
-from .pixels import PixelDataset
+from .pixels import DividedPixels
 from .published import Published
 
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -57,7 +57,7 @@ def _unpack(downloads: Path, folder: Path) -> None:
 
 def _read(name: str, classes: tuple[str, ...], folder: Path) -> Dataset:
     arrays = [read_idx(folder / file, axes) for file, axes in zip(FILES, (3, 1, 3, 1), strict=True)]
-    return PixelDataset(name, classes, train=(arrays[0], arrays[1]), test=(arrays[2], arrays[3]))
+    return DividedPixels(name, classes, train=(arrays[0], arrays[1]), test=(arrays[2], arrays[3]))
 
 
 def _published(

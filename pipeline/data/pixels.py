@@ -1,8 +1,9 @@
-"""Data sets that are published as plain arrays of pixels, with a test part of their own."""
+"""Data sets whose pictures are arrays of pixels and no files; some of them with a test part of their own."""
 
 from __future__ import annotations
 
 import io
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,30 @@ Labelled = tuple[NDArray[np.uint8], NDArray[Any]]
 
 
 class PixelDataset(Dataset):
+    """Pictures that are encoded only for who asks for a file."""
+
+    @abstractmethod
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """One picture, uint8 (H, W, 3) or, grey, (H, W)."""
+
+    def encoded(self, index: int) -> bytes:
+        """One picture as PNG."""
+        file = io.BytesIO()
+        self.source(index).save(file, "PNG", compress_level=1)
+        return file.getvalue()
+
+    def source(self, index: int) -> Image.Image:
+        """One picture."""
+        from PIL import Image
+
+        return Image.fromarray(self.pixels(index))
+
+    def content(self, index: int) -> bytes:
+        """The pixels themselves: PNG bytes change with the version of the compressor."""
+        return self.pixels(index).tobytes()
+
+
+class DividedPixels(PixelDataset):
     """Pictures in memory or mapped from a file; an id is the part and the place in it: `train/00042`."""
 
     grey = True
@@ -42,24 +67,7 @@ class PixelDataset(Dataset):
         parts = [*[own] * len(test[0]), *[None] * len(train[0])]
         super().__init__(name, classes, ids, [*test[1].tolist(), *train[1].tolist()], parts)
 
-    def encoded(self, index: int) -> bytes:
-        """One picture as PNG."""
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray(self._pixels(index)).save(file, "PNG", compress_level=1)
-        return file.getvalue()
-
-    def image(self, index: int) -> Image.Image:
-        """One picture."""
-        from PIL import Image
-
-        return Image.fromarray(self._pixels(index))
-
-    def content(self, index: int) -> bytes:
-        """The pixels themselves: PNG bytes change with the version of the compressor."""
-        return self._pixels(index).tobytes()
-
-    def _pixels(self, index: int) -> NDArray[np.uint8]:
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """One picture, uint8 (H, W, 3) or, grey, (H, W)."""
         before = len(self._test)
         return np.array(self._test[index] if index < before else self._train[index - before])

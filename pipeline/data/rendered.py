@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
+from .pixels import PixelDataset
 from .rendering import Stream, pnm_from_pixels
 
 
-class Rendered(Dataset):
+class Rendered(PixelDataset):
     """Picture `index` is of class index mod the number of classes.
 
     revision: `revision_of` the drawing code. It stands for the pixels in the fingerprint, which is then there at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +39,7 @@ def prepared(
     pictures = _room((len(indices), *preprocessing.shape), scratch)
 
     def place(row: int, index: int) -> None:
-        pictures[row] = prepare(dataset.encoded(index), preprocessing)
+        pictures[row] = prepare(dataset.source(index), preprocessing)
 
     each(dataset, place, indices.tolist(), progress)
     return pictures
@@ -74,12 +75,14 @@ class WholePictures:
         self._mode = mode
         self._kept: list[Image.Image | None] = [None] * len(self._indices)
         bytes_a_pixel = 1 if mode == "L" else 4  # Pillow pads RGB
+        counting = threading.Lock()
 
         def keep(row: int, index: int) -> None:
             nonlocal room
             if room > 0:
-                image = upright(dataset.encoded(index), mode)
-                room -= image.width * image.height * bytes_a_pixel
+                image = upright(dataset.source(index), mode)
+                with counting:
+                    room -= image.width * image.height * bytes_a_pixel
                 self._kept[row] = image
 
         each(dataset, keep, self._indices, progress)
@@ -87,4 +90,4 @@ class WholePictures:
     def __getitem__(self, row: int) -> Image.Image:
         """The picture at `indices[row]`. Raises ImageError."""
         kept = self._kept[row]
-        return upright(self._dataset.encoded(self._indices[row]), self._mode) if kept is None else kept
+        return upright(self._dataset.source(self._indices[row]), self._mode) if kept is None else kept

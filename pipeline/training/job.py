@@ -68,10 +68,12 @@ def new_job(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Job:
         torch.manual_seed(derived_seed(recipe.train.seed, "weights"))
         size = (preprocessing.height, preprocessing.width)
         module = new_model(recipe.model, len(dataset.classes), preprocessing.channels, size)
-    digest = ""
-    if recipe.model.init:
-        spec = model_spec(recipe.model.arch)
-        digest = load_initial(module, recipe.model, spec, len(dataset.classes), notes.append).sha256
+    initial = load_initial(module, recipe.model, model_spec(recipe.model.arch), len(dataset.classes), notes.append)
+    if recipe.train.epochs == 0 and initial.fresh:
+        raise UsageError(
+            f"train.epochs is 0, but {initial.source} does not bring {', '.join(initial.fresh)}: "
+            f"give weights for the {len(dataset.classes)} classes of the data, or train for an epoch or more"
+        )
     original = Original(
         module,
         dataset.classes,
@@ -81,7 +83,7 @@ def new_job(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Job:
         dict(recipe.model.args),
         dataset.task,
     )
-    return Job(recipe, dataset, parts, original, digest, processes, tuple(notes))
+    return Job(recipe, dataset, parts, original, initial.sha256, processes, tuple(notes))
 
 
 def found(job: Job, out: Path, replace: bool) -> Run | Checkpoint | None:

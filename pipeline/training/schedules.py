@@ -33,8 +33,14 @@ def _falling(section: TrainSection, done: float, total: float, steps_per_epoch: 
     if section.schedule == "exponential":
         return section.gamma**epochs
     if section.schedule == "step":
-        return float(section.gamma ** (epochs // section.step_epochs))
+        return float(section.gamma ** _steps_taken(section.step_epochs, epochs))
     return 1.0
+
+
+def _steps_taken(step_epochs: int | tuple[int, ...], epochs: int) -> int:
+    if isinstance(step_epochs, int):
+        return epochs // step_epochs
+    return sum(milestone <= epochs for milestone in step_epochs)
 
 
 def _one_cycle(done: int, peak: float, end: float) -> float:

@@ -66,7 +66,7 @@ def test_spec_is_what_the_library_says(
     name: str, size: tuple[int, int], minimum: int, fixed: bool, channels: tuple[int, ...], mean: float
 ) -> None:
     spec = models.spec(name)
-    assert (spec.name, spec.size, spec.minimum, spec.fixed_size, spec.channels) == (
+    assert (spec.name, spec.size, spec.minimum, bool(spec.sizes), spec.channels) == (
         name,
         size,
         minimum,
@@ -105,7 +105,7 @@ def test_timm_is_built_for_grey_and_for_other_sizes() -> None:
     module = models.create("timm/vit_tiny_patch16_224", num_classes=3, channels=1, img_size=32)
     brought.probe("vit", module, 3, 1, (32, 32))
     spec = brought.sized(models.spec("timm/vit_tiny_patch16_224"), {"img_size": 32})
-    assert (spec.size, spec.fixed_size) == ((32, 32), True)
+    assert (spec.size, spec.sizes) == ((32, 32), ((32, 32),))
     assert brought.sized(models.spec("lenet"), {"img_size": 16}).size == (32, 32)
 
 

@@ -30,7 +30,7 @@ def small(name: str) -> dict[str, Any]:
 
 def small_size(spec: models.ModelSpec) -> tuple[int, int]:
     """32 x 32 where that can be had, else the smallest or only size."""
-    return spec.size if spec.fixed_size or max(spec.size) <= 32 else (max(spec.minimum, 32),) * 2
+    return spec.size if spec.sizes or max(spec.size) <= 32 else (max(spec.minimum, 32),) * 2
 
 
 @pytest.mark.parametrize("name", SWEEP)

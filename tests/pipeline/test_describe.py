@@ -87,13 +87,12 @@ def test_json_holds_every_row(trueport: Any) -> None:
         (["lenett"], "unknown architecture 'lenett': did you mean"),
         (["lenet", "--input", "32"], "expected --input CxHxW such as 3x224x224, found '32'"),
         (["lenet", "--input", "0x32x32"], "expected --input CxHxW"),
-        (["lenet", "--input", "3x31x32"], "lenet takes 32x32 pictures and no others, found 31x32"),
+        (["lenet", "--input", "3x31x32"], "lenet takes 32 x 32 pictures and no others, found 31 x 32: change --input"),
         (["lenet", "--input", "4x32x32"], "lenet takes 1 or 3 input channels, found --input 4x32x32"),
         (["lenet", "--set", "depth=3"], "lenet has no argument 'depth'"),
         (["lenet", "--set", "depth"], "expected --set key=value"),
-        (["bpnet", "--input", "3x25x12"], "bpnet needs at least 13 pixels each way, found 25x12"),
-        (["bpnet", "--input", "3x26x15"], "bpnet can't be described for pictures of 3x26x15: bpnet was built for"),
-        (["torchvision/alexnet", "--input", "3x20x20"], "at least 63 pixels each way, found 20x20"),
+        (["bpnet", "--input", "3x25x12"], "bpnet takes 25 x 15 or 25 x 14 or 25 x 13 pictures and no others, found"),
+        (["torchvision/alexnet", "--input", "3x20x20"], "at least 63 x 63 pixels, found 20 x 20"),
     ],
 )
 def test_what_cannot_be_described_is_one_sentence(trueport: Any, arguments: list[str], sentence: str) -> None:
@@ -115,6 +114,22 @@ def test_brought_models_are_described() -> None:
     assert found.macs == 1_814_073_344
     assert found.parameters == 11_689_512
     assert found.device == "meta"
+
+
+def test_a_size_that_arguments_change_is_the_one_described() -> None:
+    assert describe("timm/vit_tiny_patch16_224", changes=["img_size=32"]).description.picture == (3, 32, 32)
+    with pytest.raises(UsageError, match="takes 32 x 32 pictures and no others, found 224 x 224"):
+        describe("timm/vit_tiny_patch16_224", "3x224x224", changes=["img_size=32"])
+
+
+def test_own_code_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from torch import nn\ndef flat(): return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))\n"
+    (tmp_path / "described_net.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = describe("described_net:flat", "3x8x8")
+    assert (found.classes, found.description.parameters) == (2, 3 * 8 * 8 * 2 + 2)
+    with pytest.raises(UsageError, match=r"for pictures of 3x224x224: .* cannot be multiplied .*; name their size"):
+        describe("described_net:flat")
 
 
 def graph_of(arch: str) -> onnx.ModelProto:

@@ -29,7 +29,7 @@ def test_a_recipe_names_what_there_is_and_says_what_it_is_for(name: str) -> None
         new_model(recipe.model, 10, 3)
     spec = models.spec(recipe.model.arch)
     size = recipe.preprocessing.size
-    assert size is None or not spec.fixed_size
+    assert size is None or not spec.sizes
     assert not recipe.model.init or spec.imagenet
 
 

@@ -159,3 +159,10 @@ def test_afresh_does_everything_again(own: Path, short: Recipe) -> None:
     run_stages(short, own, afresh=True, say=said.append)
     assert not any("skipped" in line for line in said)
     assert worked(short, own) == []
+
+
+def test_one_of_several_processes_is_refused(short: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="let them `trueport train` into"):
+        run_stages(short, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

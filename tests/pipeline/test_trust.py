@@ -184,7 +184,7 @@ def test_sizes_of_brought_models_follow_their_arguments() -> None:
     data = open_dataset("digits")
     recipe = load_recipe("digits", ["model.arch=timm/vit_tiny_patch16_224", "model.args.img_size=32"])
     assert resolve(recipe, data)[0].shape == (32, 32, 1)
-    with pytest.raises(UsageError, match=r"no others unless model.args.img_size is set"):
+    with pytest.raises(UsageError, match=r"no others, found 32 x 32: .* or set model.args.img_size where"):
         resolve(load_recipe("digits", ["model.arch=timm/vit_tiny_patch16_224", "preprocessing.size=32"]), data)
     with pytest.raises(UsageError, match="at least 75 x 75"):
         resolve(load_recipe("digits", ["model.arch=torchvision/inception_v3", "preprocessing.size=32"]), data)

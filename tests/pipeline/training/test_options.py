@@ -82,6 +82,13 @@ def test_weights_that_are_given_become_a_run_without_an_epoch(recipe_of: Make, t
         train(recipe_of(train={"epochs": 0}), tmp_path / "other")
 
 
+def test_a_head_that_nobody_has_trained_is_not_taken_as_it_is(recipe_of: Make, tmp_path: Path) -> None:
+    file = tmp_path / "five.safetensors"
+    safetensors.torch.save_file(models.create("tiny", num_classes=5, channels=1).state_dict(), file)
+    with pytest.raises(UsageError, match=r"epochs is 0, but .*five.* does not bring .*head.* 3 classes"):
+        train(recipe_of(model={"init": str(file)}, train={"epochs": 0}), tmp_path / "run")
+
+
 def test_other_initial_weights_under_the_same_name_are_another_setup(recipe_of: Make, tmp_path: Path) -> None:
     file = tmp_path / "mine.safetensors"
     recipe = recipe_of(model={"init": str(file)}, train={"epochs": 0})

@@ -47,6 +47,12 @@ def test_step_is_torchs() -> None:
     assert len(set(found)) == 3
 
 
+def test_steps_at_listed_epochs_are_torchs() -> None:
+    found = rates(schedule="step", step_epochs=(2, 3, 7), gamma=0.2)
+    assert found == pytest.approx(torch_rates(lambda it: lr_scheduler.MultiStepLR(it, [2, 3, 7], 0.2), PER_EPOCH))
+    assert len(set(found)) == 4
+
+
 def test_exponential_is_torchs() -> None:
     found = rates(schedule="exponential", gamma=0.7)
     assert found == pytest.approx(torch_rates(lambda it: lr_scheduler.ExponentialLR(it, 0.7), PER_EPOCH))
