@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .layers import response_norm, start_weights
+from .layers import classifier, response_norm, start_weights
 from .registry import register
 
 PAPER = "ImageNet Classification with Deep Convolutional Neural Networks (Krizhevsky et al., 2012)"
@@ -45,15 +45,7 @@ class AlexNet(nn.Module):
             nn.ReLU(inplace=True),
             nn.MaxPool2d(3, stride=2),  # 6 x 6
         )
-        self.classifier = nn.Sequential(
-            nn.Linear(fifth * 6 * 6, width),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(width, num_classes),
-        )
+        self.classifier = classifier(fifth * 6 * 6, width, num_classes, dropout)
         start_weights(self)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .operators import ADAPTIVE, ATTENTIONS, CONVOLUTIONS, OPERANDS, Call, after, call_of, window_of
+from .operators import ADAPTIVE, CONVOLUTION, OPERANDS, Call, after, call_of, window_of
 from .reach import Reach, Window, along_picture, of_picture
 
 Padding = tuple[tuple[int, int], ...]
@@ -27,9 +28,8 @@ JOINS = {"add": "add", "mul": "multiply", "cat": "concat", "stack": "concat"}
 """Operators that get a row of their own where they bring two branches together."""
 FOLLOWERS = {
     "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "gelu": "gelu", "silu": "silu", "hardswish": "hardswish",
-    "hardsigmoid": "hardsigmoid", "leaky_relu": "leaky relu", "elu": "elu", "prelu": "prelu", "mish": "mish",
-    "_prelu_kernel": "prelu", "hardtanh": "relu6", "native_batch_norm": "batch norm", "cudnn_batch_norm": "batch norm",
-    "_native_batch_norm_legit_no_training": "batch norm", "native_layer_norm": "layer norm",
+    "hardsigmoid": "hardsigmoid", "leaky_relu": "leaky relu", "elu": "elu", "mish": "mish", "_prelu_kernel": "prelu",
+    "hardtanh": "relu6", "native_batch_norm": "batch norm", "native_layer_norm": "layer norm",
     "native_group_norm": "group norm", "cat": "concat", "roll": "roll", "_softmax": "softmax",
 }  # fmt: skip
 """Operators that are told beside the layer they follow."""
@@ -182,10 +182,11 @@ class SizeError(RuntimeError):
 def _evaluating(module: nn.Module) -> Iterator[None]:
     training = {part: part.training for part in module.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator would hide what attention computes
+    torch.backends.mha.set_fastpath_enabled(False)
     module.eval()
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):  # one fused operator would hide what attention computes
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for part, was in training.items():
@@ -272,7 +273,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if count := flop_registry.get(func.overloadpacket):
             draft.macs += count(*args, **kwargs, out_val=answer) // 2
         for tensor in answers:
-            if tensor.shape == answers[0].shape or call.name in ("split", "split_with_sizes", "chunk"):
+            if tensor.shape == answers[0].shape or call.name in ("split", "split_with_sizes"):
                 _note(tensor, reach, source, frozenset())
 
     def _row(self, call: Call, reach: Reach, sources: list[int], weights: frozenset[str]) -> int:
@@ -287,7 +288,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             places = [given] if isinstance(given, int) else list(given)
             if any(along_picture(before.dims[place]) for place in places) and not weights:
                 return self._new(call, reach, sources, POOLED[call.name], **_reduced_values(call, reach, places))
-        if call.name in OPERANDS or call.name in ATTENTIONS:
+        if call.name in OPERANDS:
             return self._product(call, reach, sources, weights)
         if call.name in JOINS and len(sources) > 1:
             return self._new(call, reach, sources, JOINS[call.name])
@@ -299,7 +300,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kernel > 1 and not any(part.axes for part in dim) for dim, kernel in zip(dims, window.kernel, strict=True)
         )
         along = any(kernel > 1 and along_picture(dim) for dim, kernel in zip(dims, window.kernel, strict=True))
-        if across and not along and call.name not in CONVOLUTIONS:  # a mean over neighbouring channels
+        if across and not along and call.name != CONVOLUTION:  # a mean over neighbouring channels
             return self._follow("lrn", sources[-1])
         return self._new(call, reach, sources, _kind_of_window(call, window), **_window_values(call, window))
 
@@ -353,7 +354,7 @@ def _pooled(call: Call) -> str:
 
 
 def _kind_of_window(call: Call, window: Window) -> str:
-    if call.name not in CONVOLUTIONS:
+    if call.name != CONVOLUTION:
         return _pooled(call)
     return "transposed conv" if window.transposed else "conv"
 

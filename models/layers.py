@@ -1,10 +1,12 @@
-"""What several architectures share: AlexNet's normalisation, the mean of a map, and how weights start."""
+"""What several architectures share: AlexNet's normalisation and classifier, the mean of a map, how weights start."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from torch import Tensor, nn
+
+from .registry import ModelArgumentError
 
 
 def response_norm(neighbours: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> nn.LocalResponseNorm:
@@ -24,6 +26,21 @@ class GlobalAverage(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Means (B, C) of maps (B, C, H, W)."""
         return maps.mean((2, 3))
+
+
+def classifier(inputs: int, width: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """AlexNet's and VGG's: two hidden linear layers of `width` units, dropout behind each, and the logits."""
+    if width < 1:
+        raise ModelArgumentError(f"the hidden linear layers need at least one unit, found width = {width}")
+    return nn.Sequential(
+        nn.Linear(inputs, width),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+        nn.Linear(width, num_classes),
+    )
 
 
 def start_weights(network: nn.Module, fan: Literal["fan_in", "fan_out"] = "fan_out") -> None:

@@ -65,7 +65,7 @@ def after(call: Call) -> Reach:
 def window_of(call: Call) -> Window | None:
     """The window of a convolution or of a pooling layer with a kernel; None for other operators."""
     given = call.arguments
-    if call.name in CONVOLUTIONS:
+    if call.name == CONVOLUTION:
         kernel = tuple(given["weight"].shape[2:])
         stride, padding, dilation = (_full(given[name], len(kernel)) for name in ("stride", "padding", "dilation"))
         return Window(kernel, stride, padding, dilation, False, given["groups"], given["transposed"])
@@ -221,7 +221,7 @@ def _slide(call: Call) -> Reach:
     window, reach = window_of(call), call.reached[0][1]
     if window is None:
         return _lost(call)
-    if call.name in CONVOLUTIONS:
+    if call.name == CONVOLUTION:
         first = call.reach_of("input")
         if first is None or call.reach_of("weight") is not None:
             return _lost(call)
@@ -309,61 +309,34 @@ def _matmul(call: Call) -> Reach:
     return replace(reach, dims=tuple(dims), spans=spans)
 
 
-def _attention(call: Call) -> Reach:
-    query, value = call.reach_of("query"), call.reach_of("value")
-    if query is None or value is None:
-        return _lost(call)
-    mixing = mixed(value, [-2])
-    spans = wider(query.spans[0], mixing.spans[0]), wider(query.spans[1], mixing.spans[1])
-    elsewhere = axes_of(factor for dim in query.dims[:-2] for factor in dim if factor.size > 1)
-    spans = with_unknown(spans, elsewhere)
-    return Reach(query.picture, (*query.dims[:-1], (Factor(call.shape[-1]),)), spans, unpadded(len(call.shape)))
-
-
 def _same(call: Call) -> Reach:
     return replace(call.reached[0][1], padded=unpadded(len(call.shape)))
 
 
-CONVOLUTIONS = frozenset({"convolution", "_convolution", "cudnn_convolution", "convolution_overrideable"})
-POOLS = {
-    "max_pool2d": 2, "max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "avg_pool1d": 1, "avg_pool2d": 2,
-    "avg_pool3d": 3, "mkldnn_max_pool2d": 2,
-}  # fmt: skip
+CONVOLUTION = "convolution"
+POOLS = {"max_pool2d_with_indices": 2, "avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
 """Operators that pool with a kernel, and the number of dimensions they pool over."""
-ADAPTIVE = frozenset(
-    {"_adaptive_avg_pool2d", "adaptive_max_pool2d", "_adaptive_avg_pool3d", "mkldnn_adaptive_avg_pool2d"}
-)
-REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "linalg_vector_norm", "var", "std", "var_mean", "any", "all"})
+ADAPTIVE = frozenset({"_adaptive_avg_pool2d", "adaptive_max_pool2d"})
+REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "linalg_vector_norm", "var", "std", "var_mean"})
 OPERANDS = {"mm": ("self", "mat2"), "bmm": ("self", "mat2"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}
 """Of each matrix product, the names of its two operands."""
-ATTENTIONS = frozenset(
-    {
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-    }
-)
 FRESH = frozenset(
     {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like", "empty_like", "fill",
      "rand_like", "randn_like", "zero"}
 )  # fmt: skip
 """Operators that take no more than a shape or a type from a tensor, or overwrite it."""
 SAME = frozenset(
-    {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "detach", "alias", "clone",
-     "native_dropout", "lift_fresh", "_to_copy", "contiguous", "hardswish", "prelu", "_prelu_kernel", "masked_fill"}
+    {"native_batch_norm", "detach", "alias", "_to_copy", "hardswish", "_prelu_kernel", "masked_fill"}
 )  # fmt: skip
 """Element by element, though torch does not tag them so."""
 RULES: dict[str, Callable[[Call], Reach]] = {
-    **dict.fromkeys(CONVOLUTIONS | set(POOLS), _slide),
+    **dict.fromkeys((CONVOLUTION, *POOLS), _slide),
     **dict.fromkeys(ADAPTIVE, _adaptive),
     **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(OPERANDS, _matmul),
-    **dict.fromkeys(ATTENTIONS, _attention),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze"), _view),
+    **dict.fromkeys(("view", "_unsafe_view", "unsqueeze", "squeeze"), _view),
     **dict.fromkeys(("permute", "transpose", "t"), _permute),
-    **dict.fromkeys(("split", "split_with_sizes", "unbind", "chunk"), _split),
+    **dict.fromkeys(("split", "split_with_sizes", "unbind"), _split),
     **dict.fromkeys(("cat", "stack"), _join),
     **dict.fromkeys(("constant_pad_nd", "reflection_pad2d", "replication_pad2d"), _pad),
     **dict.fromkeys(("_softmax", "_safe_softmax", "_log_softmax"), _softmax),

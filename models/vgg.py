@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from .layers import response_norm, start_weights
-from .registry import ModelArgumentError, register
+from .layers import classifier, response_norm, start_weights
+from .registry import register
 
 MAPS = (64, 128, 256, 512, 512)
 """Maps in each of the five stages; a pool halves the picture after each."""
@@ -61,19 +61,9 @@ class VGG(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ModelArgumentError(f"vgg's linear layers need at least one unit, found width = {width}")
         self.features = features(configuration, channels, batch_norm)
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
-        self.classifier = nn.Sequential(
-            nn.Linear(MAPS[-1] * 7 * 7, width),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(width, width),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(width, num_classes),
-        )
+        self.classifier = classifier(MAPS[-1] * 7 * 7, width, num_classes, dropout)
         start_weights(self)
 
     def forward(self, image: Tensor) -> Tensor:

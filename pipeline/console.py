@@ -25,6 +25,11 @@ class Table:
 STYLES = {"passed": "green", "failed": "bold red", "not run": "yellow", "ok": "green", "missing": "yellow"}
 """Of cells that hold just such a word; the word itself says it where there are no colours."""
 
+SHORT = 16
+"""Characters of a cell that is rather not wrapped."""
+GAP = 3
+"""Characters between two columns."""
+
 
 def print_table(table: Table) -> None:
     """To standard output, as wide as the terminal; words break rather than vanish."""
@@ -33,24 +38,31 @@ def print_table(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(
-        title=Text(table.title, style="bold") if table.title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_header=any(table.columns),
-    )
-    for position, name in enumerate(table.columns):
-        shown.add_column(Text(name), overflow="fold", no_wrap=position == 0)  # names are copied, so they stay whole
-    for row in table.rows:
-        shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(table.columns))
     # Elsewhere than on a terminal nobody sees where a line ends: no wrapping at rich's default of 80 columns.
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200, highlight=False)
+    whole = _whole_columns(table, console.width)
+    for position, name in enumerate(table.columns):
+        shown.add_column(Text(name), overflow="fold", no_wrap=position in whole)
+    for row in table.rows:
+        shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     with console.capture() as captured:
+        if table.title:
+            console.print(Text(table.title, style="bold"))
         console.print(shown)
         for note in table.notes:
             console.print(Text(note))
     print("\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines()))
+
+
+def _whole_columns(table: Table, width: int) -> set[int]:
+    """Columns that are not wrapped: names, to be copied, and what is short; none where the others had no room then."""
+    from rich.cells import cell_len
+
+    widest = [max(map(cell_len, cells)) for cells in zip(table.columns, *table.rows, strict=True)]
+    whole = {position for position, length in enumerate(widest) if position == 0 or length <= SHORT}
+    needed = sum(length if position in whole else SHORT for position, length in enumerate(widest))
+    return whole if needed + GAP * len(widest) <= width else set()
 
 
 def emit_json(result: object, target: str | None) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 
 from trueport.runtime.errors import MissingError, TrueportError, UsageError, missing_extra
 
@@ -32,6 +32,7 @@ PREFIXES = ("module.", "_orig_mod.")
 """That DataParallel and torch.compile put before every name."""
 NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the state dict."""
+HUB_ANSWERS_S = 5.0
 NAMED = 3
 """Tensors of each kind of mismatch that are named in an error; the others are counted."""
 
@@ -322,7 +323,7 @@ def _timm(section: ModelSection, spec: ModelSpec) -> _Weights:
     if config is None or not config.has_weights:
         raise UsageError(f"timm has no weights for {bare}: leave model.init out, or name a file")
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _no_patience_with_a_silent_hub():
             tensors: Tensors = timm.create_model(bare, pretrained=True, **section.args).state_dict()
     except TrueportError:
         raise
@@ -335,3 +336,34 @@ def _timm(section: ModelSection, spec: ModelSpec) -> _Weights:
     headless = not config.num_classes
     source = f"timm's {bare if '.' in bare else f'{bare}.{config.tag}'.rstrip('.')}"
     return _Weights(source, tensors, optional=lambda name: headless and name.rpartition(".")[0] in heads)
+
+
+@contextmanager
+def _no_patience_with_a_silent_hub() -> Iterator[None]:
+    """Without a connection have the hub's client look into its cache alone: else it tries again for 46 seconds."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _answers(url: str) -> bool:
+    """Whether a server can be reached, whatever it says."""
+    import ssl
+    import urllib.request
+
+    try:
+        request = urllib.request.Request(url, method="HEAD")  # noqa: S310 -- the address of the hub, or the user's own
+        with urllib.request.urlopen(request, timeout=HUB_ANSWERS_S):  # noqa: S310
+            return True
+    except HTTPError as error:
+        error.close()
+        return True
+    except URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # the hub's client may well trust it: it has other certificates
+    except OSError:
+        return False

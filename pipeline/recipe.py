@@ -238,6 +238,9 @@ WORDS = {
     "bool": "true or false",
     "array": "a list",
     "object": "a table",
+    "date": "a date",
+    "datetime": "a date",
+    "time": "a time",
     "null": "",
 }
 """What msgspec's names of types are called in TOML."""

@@ -182,7 +182,8 @@ def _learn(learner: Learner, pictures: _Pictures, out: Path, progress: Progress,
             _take_as_it_is(learner, pictures.validation, records)
             return
         count = len(pictures.train)
-        progress.begin(f"training {learner.job.original.arch}", count * section.epochs, count * (first - 1))
+        epochs = f"{section.epochs} epoch{'s' * (section.epochs > 1)} of {count:,}"
+        progress.begin(f"training {learner.job.original.arch}, {epochs}", count * section.epochs, count * (first - 1))
         for epoch in range(first, section.epochs + 1):
             if _is_patience_over(learner):
                 progress.say(

@@ -1,4 +1,7 @@
-"""The README as a new user would follow it: every console line and every Python block is run, in order."""
+"""The README as a new user would follow it: every console line and every Python block is run, in order.
+
+A block whose first line is a comment with a file's name is written to that file.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from trueport.pipeline.data import open_dataset
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"# (\w+\.py)\n")
+"""The first line of a block that is a file to keep, not a program to run."""
 SERVE_PORT = "8000"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
@@ -57,6 +62,14 @@ class Shell:
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def run_line(self, line: str) -> str:
+        """Run a line as a shell would; `> FILE` is the only operator that there is."""
+        command, _, file = line.partition(" > ")
+        out = self.run(*shlex.split(command))
+        if file:
+            (self.folder / file).write_text(out, encoding="utf-8")
+        return out
+
     def serve(self, *command: str) -> None:
         server = subprocess.Popen(command, cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True)
         self.servers.append(server)
@@ -86,6 +99,9 @@ def test_every_command_and_every_block_runs(shell: Shell) -> None:
     outputs = []
     for language, block in blocks():
         text = block.replace(SERVE_PORT, port)
+        if language == "python" and (file := FILE.match(text)):
+            (shell.folder / file[1]).write_text(text, encoding="utf-8")
+            continue
         if language == "python":
             outputs.append(shell.run(sys.executable, "-c", text))
             continue
@@ -95,12 +111,13 @@ def test_every_command_and_every_block_runs(shell: Shell) -> None:
             if command[:2] == ["trueport", "serve"]:
                 shell.serve(*command)
             else:
-                outputs.append(shell.run(*command))
+                outputs.append(shell.run_line(line[2:]))
     told = "\n".join(outputs)
     assert "faithful: 5 passed" in told
     assert '"predictions"' in told
     assert (shell.folder / "check.json").is_file()
     assert (shell.folder / "runs/demo/report.html").is_file()
+    assert (shell.folder / "resnet18.svg").is_file()
 
 
 def test_there_is_something_to_run() -> None:

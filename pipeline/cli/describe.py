@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from trueport.runtime.errors import UsageError
+
 from . import new_app
 
 app = new_app()
@@ -28,7 +30,7 @@ def describe(
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="An argument of the architecture.")
     ] = [],  # noqa: B006
-    json: Annotated[bool, typer.Option("--json", help="Everything, for machines, in place of the table.")] = False,
+    json: Annotated[str | None, typer.Option(metavar="FILE", help="Write everything as JSON; - prints it.")] = None,
     diagram: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw it, too.")] = None,
 ) -> None:
     """Tell kernel, padding, output size, receptive field, parameters and MACs of each layer; no weights are needed."""
@@ -36,10 +38,11 @@ def describe(
     from ..describe import describe as described
     from ..describe import description_table
 
+    if diagram and diagram.suffix.lower() != ".svg":
+        raise UsageError(f"expected --diagram FILE.svg, found {diagram}")
     found = described(arch, input_, classes, set_)
-    if json:
-        emit_json(found, "-")
-    else:
+    emit_json(found, json)
+    if json != "-":
         print_table(description_table(found))
     if diagram:
         from ..diagram import write_diagram

@@ -92,4 +92,5 @@ def _chosen(arch: str | None, data: str | None, recipe: str | None, changes: lis
 
 
 def _name(arch: str, data: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arch}-{Path(data).resolve().name}")
+    path = Path(data).resolve()
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", f"{arch}-{path.stem if path.suffix.lower() == '.csv' else path.name}")

@@ -57,6 +57,8 @@ def new_job(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Job:
     """Build the network with its initial weights and check that all goes together. Raises UsageError, MissingError."""
     section = recipe.data
     notes: list[str] = []
+    if recipe.train.freeze and not recipe.model.init:
+        notes.append("train.freeze is on and model.init is empty: the backbone keeps the weights it is built with")
     if recipe.train.epochs == 0 and not recipe.model.init:
         raise UsageError(
             "train.epochs is 0, which takes initial weights as they are, but there are none: "

@@ -123,6 +123,27 @@ def test_a_batch_size_is_read_behind_the_cast(graph: onnx.ModelProto) -> None:
     assert (cast.op_type, list(shape.input)) == ("Cast", list(cast.output))
 
 
+class AsksForItsBatch(nn.Module):
+    """As vision transformers do for their class token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 10))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.token.expand(image.shape[0], -1) + image.flatten(1)[:, :10]
+
+
+def test_a_forward_that_asks_for_its_batch_keeps_the_contract() -> None:
+    asking = original(AsksForItsBatch())
+    graph = onnx_from_original(asking)
+    assert [node.op_type for node in graph.graph.node if "image" in node.input] == ["Cast"]
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 1), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"image": images})
+    assert np.abs(logits - OriginalRunner(asking).run({"image": images})["logits"]).max() < 1e-6
+
+
 def test_another_opset_is_found_in_the_graph(graph: onnx.ModelProto) -> None:
     with pytest.raises(ExportError, match="expected opset 21, the exporter wrote 20"):
         check_contract(graph, original(channels=3), 21)

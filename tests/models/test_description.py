@@ -193,8 +193,9 @@ def seen_by_gradient(module: nn.Module, height: int, width: int) -> tuple[int, i
         Sliced(),
         nn.Sequential(nn.Conv2d(1, 2, (5, 3), (2, 1)), nn.AvgPool2d((2, 3)), nn.Conv2d(2, 1, 3, dilation=(1, 2))),
         nn.Sequential(nn.Conv2d(1, 4, 3, padding="same", dilation=3), nn.LocalResponseNorm(3), nn.Conv2d(4, 2, 2)),
+        nn.Sequential(nn.ReflectionPad2d((1, 3, 0, 2)), nn.Conv2d(1, 2, 4, 2), nn.ReplicationPad2d(1), nn.AvgPool2d(3)),
     ],
-    ids=["branches", "reshaped", "sliced", "chain", "same"],
+    ids=["branches", "reshaped", "sliced", "chain", "same", "padded"],
 )
 def test_receptive_field_is_that_of_the_gradient(module: nn.Module) -> None:
     assert describe(module, (1, 64, 80)).rows[-1].field == seen_by_gradient(module, 64, 80)
@@ -351,6 +352,40 @@ def test_what_needs_numbers_runs_on_the_cpu_and_says_so() -> None:
     assert found.device == "cpu"
     assert "meta" in found.reason
     assert found.rows[1].output == (2, 6, 6)
+
+
+class Everything(nn.Module):
+    """Layers of many kinds; looks at numbers where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(), nn.MaxPool2d(2))
+        self.pool, self.norm = nn.AdaptiveMaxPool2d(4), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.groups, self.head = nn.GroupNorm(2, 8), nn.Linear(8, 5)
+        self.looks = False
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.pool(self.stem(image))
+        if self.looks and self.head.bias.sum().item() == 1.5:
+            return maps
+        tokens = self.norm(maps.flatten(2).transpose(1, 2))
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        logits: Tensor = self.head(self.groups(tokens.transpose(1, 2)).var(2))
+        return logits
+
+
+def test_the_cpu_tells_what_the_meta_device_tells() -> None:
+    module = Everything()
+    on_meta = describe(module, (3, 20, 20))
+    module.looks = True
+    on_cpu = describe(module, (3, 20, 20))
+    assert (on_meta.device, on_cpu.device) == ("meta", "cpu")
+    assert on_cpu.rows == on_meta.rows
+    kinds = [row.kind for row in on_meta.rows]
+    assert kinds == ["input", "conv", "max pool", "max pool", "linear", "attention", "linear", "add", "linear"]
+    assert on_meta.rows[1].follows == ("batch norm", "prelu")
+    assert on_meta.rows[-1].field == ("all", "all")
 
 
 def test_a_picture_it_cannot_take_is_refused_in_its_own_words() -> None:

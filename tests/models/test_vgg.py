@@ -84,6 +84,7 @@ def test_other_sizes(size: int) -> None:
     assert model(torch.rand(1, 3, size, size + 3)).shape == (1, 3)
 
 
-def test_no_width_is_refused() -> None:
+@pytest.mark.parametrize("name", ["vgg_a", "alexnet"])
+def test_no_width_is_refused(name: str) -> None:
     with pytest.raises(models.ModelArgumentError, match="at least one unit, found width = 0"):
-        models.create("vgg_a", num_classes=3, width=0)
+        models.create(name, num_classes=3, width=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,14 @@ from trueport.runtime.preprocessing import prepare
 
 @pytest.mark.parametrize("name", ["digits", "plates", "plates_grey", "shapes"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_pixels_are_prepared_as_their_file_would_be(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_prepared_as_their_file_would_be(
+    name: str, mode: Literal["L", "RGB"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = open_dataset(name)
-    height, width = data.image(0).height, data.image(0).width
+    width, height = data.image(0).size
     # Of the picture's own size, and yet to be resized and cropped: an array would be taken as it is.
-    preprocessing = Preprocessing(height=height, width=width, mode=mode, resize="crop", resize_to=width + 9)  # type: ignore[arg-type]
+    to = max(height, width) + 9
+    preprocessing = Preprocessing(height=height, width=width, mode=mode, resize="shorter-side", resize_to=to)
     expected = [prepare(data.encoded(index), preprocessing) for index in range(3)]
     monkeypatch.setattr(type(data), "encoded", None)  # nobody asks for it
     found = prepared(data, np.arange(3), preprocessing)

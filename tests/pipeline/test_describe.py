@@ -66,7 +66,7 @@ def test_table_fits_the_terminal_and_breaks_no_number(
 
 
 def test_json_holds_every_row(trueport: Any) -> None:
-    code, out, err = trueport("describe", "lenet", "--json", "--input", "1x32x32", "--classes", "4")
+    code, out, err = trueport("describe", "lenet", "--json", "-", "--input", "1x32x32", "--classes", "4")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert (found["arch"], found["classes"]) == ("lenet", 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -338,3 +339,14 @@ def test_timms_weights_come_through_timm(server: Server, monkeypatch: pytest.Mon
     monkeypatch.setitem(_registry._model_pretrained_cfgs, name, replace(config, url="http://127.0.0.1:1/a.pth"))
     with pytest.raises(MissingError, match=r"can't get timm's weights of test_resnet.r160_in1k"):
         loaded(f"timm/{name}", "imagenet")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"it waits {seconds} s to try again"))
+    with pytest.raises(MissingError, match=r"\(timm/test_resnet.r160_in1k\), .*: bring the machine online"):
+        loaded("timm/test_resnet.r160_in1k", "imagenet")
+    assert not constants.HF_HUB_OFFLINE
