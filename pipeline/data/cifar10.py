@@ -19,7 +19,7 @@ from trueport.runtime.errors import UsageError
 from .archives import untar
 from .dataset import Dataset
 from .download import Remote
-from .pixels import Labelled, DividedPixels
+from .pixels import DividedPixels, Labelled
 from .published import Published
 
 SIDE = 32

@@ -366,7 +366,7 @@ class Everything(nn.Module):
         self.looks = False
 
     def forward(self, image: Tensor) -> Tensor:
-        maps = self.pool(self.stem(image))
+        maps: Tensor = self.pool(self.stem(image))
         if self.looks and self.head.bias.sum().item() == 1.5:
             return maps
         tokens = self.norm(maps.flatten(2).transpose(1, 2))

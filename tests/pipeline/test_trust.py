@@ -139,6 +139,15 @@ def test_a_bundle_can_not_have_weights_fetched_or_read(arch: str, arguments: dic
         check(own_bundle)
 
 
+@pytest.mark.parametrize(("arch", "argument"), [("lenet", "num_classes"), ("lenet", "depth"), ("alexnet", "dropout")])
+def test_a_bundle_of_impossible_arguments_is_refused_in_one_sentence(
+    arch: str, argument: str, own_bundle: Path
+) -> None:
+    name_code(own_bundle, arch, **{argument: "much"})
+    with pytest.raises(BundleError, match="made by another trueport"):
+        original_from_bundle(Bundle.open(own_bundle))
+
+
 def test_run_trusts_the_code_of_its_own_recipe(own_code: Path) -> None:
     outcome = run_stages(load_recipe("digits", CHANGES), own_code / "run")
     assert outcome.check
