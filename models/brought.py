@@ -277,9 +277,15 @@ def _factory(name: str) -> Callable[..., object]:
     if here not in sys.path and not sys.flags.safe_path:
         sys.path.append(here)  # last: what lies here never stands in for a package that is installed
     try:
-        found: object = reduce(getattr, attributes.split("."), importlib.import_module(module_name))
+        module = importlib.import_module(module_name)
     except Exception as error:
-        raise UnknownModelError(name, [], f"{module_name} can't be imported, {_reason(error)}") from error
+        reason = f"{module_name} can't be imported from {here} or what is installed, {_reason(error)}"
+        raise UnknownModelError(name, [], reason) from error
+    try:
+        found: object = reduce(getattr, attributes.split("."), module)
+    except AttributeError as error:
+        public = [item for item in vars(module) if callable(vars(module)[item]) and not item.startswith("_")]
+        raise UnknownModelError(name, [f"{module_name}:{item}" for item in public]) from error
     if not callable(found):
         raise UnknownModelError(name, [], f"it is a {type(found).__name__}, expected a callable that makes the model")
     return found

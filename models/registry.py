@@ -159,7 +159,9 @@ def spec(name: str) -> ModelSpec:
         return brought.spec(name)
     found = _SPECS.get(_ALIASES.get(name, name))
     if found is None:
-        raise UnknownModelError(name, [*sorted([*_SPECS, *_ALIASES]), *brought.namesakes(name)])
+        known = sorted([*_SPECS, *_ALIASES])
+        misspelt = difflib.get_close_matches(name, known, cutoff=0.8)  # then it is not worth importing the libraries
+        raise UnknownModelError(name, known if misspelt else [*known, *brought.namesakes(name)])
     return found
 
 

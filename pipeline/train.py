@@ -74,6 +74,8 @@ def train(
         job = new_job(recipe, open_dataset(recipe.data.source), processes.count)
         there = _heard(processes.from_first(claim), out)
         if isinstance(there, RunInfo):
+            with _progress(processes, console) as progress:
+                progress.say(f"{out} is trained already; --afresh does it again")
             return there
         with torch.random.fork_rng(), _progress(processes, console) as progress:
             for note in job.notes:

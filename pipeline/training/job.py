@@ -71,9 +71,10 @@ def new_job(recipe: Recipe, dataset: Dataset, processes: int = 1) -> Job:
         size = (preprocessing.height, preprocessing.width)
         module = new_model(recipe.model, len(dataset.classes), preprocessing.channels, size)
     initial = load_initial(module, recipe.model, model_spec(recipe.model.arch), len(dataset.classes), notes.append)
-    if recipe.train.epochs == 0 and initial.fresh:
+    untrained = [name for name in initial.fresh if not name.lower().startswith("aux")]  # which training alone sees
+    if recipe.train.epochs == 0 and untrained:
         raise UsageError(
-            f"train.epochs is 0, but {initial.source} does not bring {', '.join(initial.fresh)}: "
+            f"train.epochs is 0, but {initial.source} does not bring {', '.join(untrained)}: "
             f"give weights for the {len(dataset.classes)} classes of the data, or train for an epoch or more"
         )
     original = Original(

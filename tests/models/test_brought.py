@@ -189,6 +189,10 @@ def test_own_code_is_called_with_what_its_signature_takes(own_code: str) -> None
         models.create(f"{own_code}:picky", num_classes=5)
     with pytest.raises(models.UnknownModelError, match="it is a int, expected a callable"):
         models.spec(f"{own_code}:number")
+    with pytest.raises(models.UnknownModelError, match=f"did you mean .*{own_code}:Tiny"):
+        models.spec(f"{own_code}:Tinny")
+    with pytest.raises(models.UnknownModelError, match=r"no_such_module can't be imported from .*ModuleNotFoundError"):
+        models.spec("no_such_module:Tiny")
 
 
 def test_what_lies_in_the_current_directory_never_stands_in_for_an_installed_package(
@@ -196,7 +200,7 @@ def test_what_lies_in_the_current_directory_never_stands_in_for_an_installed_pac
 ) -> None:
     (tmp_path / "colorsys.py").write_text("raise SystemExit('the wrong one')", encoding="utf-8")
     sys.modules.pop("colorsys", None)
-    with pytest.raises(models.UnknownModelError, match="no attribute 'make'"):
+    with pytest.raises(models.UnknownModelError, match=r"'colorsys:make': .*colorsys:rgb_to_hsv"):
         models.spec("colorsys:make")
     assert models.spec(f"{own_code}:fixed").channels == (3,)
 
