@@ -34,7 +34,7 @@ _ALL: tuple[Named, ...] = (
     BuiltIn("digits", 1_797, 10, "grey", Digits),
     BuiltIn("plates", 6_000, 10, "colour", Plates),
     BuiltIn("plates_grey", 6_000, 10, "grey", lambda: Plates("plates_grey", grey=True)),
-    BuiltIn("shapes", 6_000, 10, "colour", Shapes),
+    BuiltIn("shapes", 10_000, 10, "colour", Shapes),
     FLOWERS,
     CIFAR10,
     MNIST,

@@ -30,7 +30,7 @@ from .rendering import (
     segments,
 )
 
-PICTURES = 6000
+PICTURES = 10_000
 REVISION = "5c8039a4dcd220acd10fe1e970f251b16b958430d1fbe94163c7bb57b397a3b3"
 """`revision_of` this file's pictures for seed 0: to be renewed with every change of what is drawn."""
 SIDE = 256

@@ -75,7 +75,7 @@ class Stage:
         self.port = FakeRunner("port", threads, self.port_fails)
         return self.port
 
-    def original_runner(self, bundle: Any, threads: int | None = None) -> FakeRunner:
+    def original_runner(self, bundle: Any, threads: int | None = None, trust_code: bool = False) -> FakeRunner:
         if self.original_missing:
             raise MissingError("the original needs torch, which is not installed: pip install 'trueport[train]'")
         self.original = FakeRunner("original", threads)
