@@ -123,7 +123,7 @@ def test_timm_is_built_for_grey_and_for_other_sizes() -> None:
         ("resnext50_32x4d", "did you mean .*torchvision/resnext50_32x4d"),
         ("os:", "expected package.module:factory"),
         ("os:path", "it is a module, expected a callable"),
-        ("os:nope", "has no attribute 'nope'"),
+        ("os:nope", "did you mean os:open"),
         ("no_such_module_anywhere:make", "No module named"),
         ("../evil:make", "expected package.module:factory"),
     ],

@@ -63,7 +63,7 @@ def test_there_are_as_many_of_each_shape() -> None:
     assert shapes.name == "shapes"
     assert shapes.classes == tuple(sorted(SHAPES)) == tuple(SHAPES)
     assert not shapes.grey
-    assert Counter(shapes.labels.tolist()) == dict.fromkeys(range(10), 600)
+    assert Counter(shapes.labels.tolist()) == dict.fromkeys(range(10), 1000)
 
 
 def test_the_pixels_are_the_same_on_every_machine() -> None:
