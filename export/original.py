@@ -140,6 +140,7 @@ def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
         from safetensors.torch import load
 
         from trueport import models
+        from trueport.models.state import load_tensors
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "the original") from error
     manifest, origin = bundle.manifest, bundle.manifest.provenance
@@ -152,7 +153,7 @@ def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
     channels = manifest.preprocessing.channels
     try:
         module = models.create(origin.arch, num_classes=len(manifest.labels), channels=channels, **origin.arch_args)
-        module.load_state_dict(load(bundle.read(WEIGHTS)))
+        load_tensors(module, load(bundle.read(WEIGHTS)))
     except models.MissingLibraryError as error:
         raise missing_extra(error.package, "timm" if error.package == "timm" else "train", origin.arch) from error
     except (models.UnknownModelError, TypeError, ValueError) as error:  # of arguments that nothing here would write

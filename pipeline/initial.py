@@ -76,13 +76,15 @@ def load_initial(
     """
     if not section.init:
         return Initial("fresh", "", (), None)
+    from trueport.models.state import load_tensors
+
     weights = _imagenet(section, spec) if section.init == IMAGENET else _file(Path(section.init), say)
     own = module.state_dict()
     head = _other_head(own, weights.tensors, num_classes)
     _refuse_mismatch(own, weights, spec, head)
     fresh = tuple(name for name in own if name in head or (name not in weights.tensors and not _counter(name)))
     taken = {name: tensor for name, tensor in weights.tensors.items() if name in own and name not in head}
-    module.load_state_dict(own | taken)
+    load_tensors(module, own | taken)
     say(f"initial weights: {weights.source}")
     if head:
         before = len(weights.tensors[head[0]])

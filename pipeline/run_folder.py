@@ -241,6 +241,8 @@ def refreshed(run: Run, recipe: Recipe) -> Run:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path, labels: tuple[str, ...]) -> None:
     """Put weights into a model in place. Raises UsageError that says what does not match: classes, shapes, names."""
+    from trueport.models.state import load_tensors
+
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in sorted(expected.keys() ^ found.keys()):
@@ -255,7 +257,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path, la
                 f"({', '.join(labels[:3])}, …): use the weights that belong to it, or train again"
             )
         raise UsageError(f"{file} has {name} as {found[name]}, the model expects {shape}: it is of another model")
-    model.load_state_dict(weights)
+    load_tensors(model, weights)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
