@@ -144,9 +144,9 @@ def _provenance(original: Original, origin: Origin, weights: bytes) -> Provenanc
 def _weights(original: Original) -> bytes:
     from safetensors.torch import save
 
-    state = original.module.state_dict()
-    # Copies, as some networks have one tensor under two names.
-    return save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in state.items()})
+    from trueport.models.state import stored
+
+    return save(stored(original.module.state_dict()))
 
 
 def _npz_from_golden(golden: Golden) -> bytes:

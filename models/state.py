@@ -1,10 +1,11 @@
-"""Tensors by name into a network, as files without torch's own notes hold them."""
+"""A network's tensors by name, as files without torch's own notes hold them: out of it and into it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,3 +18,11 @@ def load_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     state = OrderedDict(tensors)
     state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
     network.load_state_dict(state)
+
+
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU that share no memory: safetensors refuses tensors that do, as some networks' are."""
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }

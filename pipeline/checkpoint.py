@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as decode_tensors
 from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
+from trueport.models.state import stored
 from trueport.runtime.atomic import write_bytes
 from trueport.runtime.errors import UsageError
 
@@ -119,14 +119,6 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 def _below(kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(kind): value for name, value in tensors.items() if name.startswith(kind)}
-
-
-def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU that share no memory: safetensors refuses tensors that do."""
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
 
 
 def _parts(state: State, plain: _Plain) -> dict[str, msgspec.Struct]:

@@ -121,7 +121,7 @@ def run_stages(
     progress (None: standard error).
     Raises what the stages raise; what was done before stays and is not done again.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError(
             "several processes were started, but the stages of a recipe are for one: let them `trueport train` into "
             f"{out}, then run the recipe there in one process, which takes the finished run as it is"

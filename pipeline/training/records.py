@@ -12,10 +12,11 @@ import tomli_w  # noqa: F401 — named here before it is missed at the end of a 
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from trueport.models.state import stored
 from trueport.runtime.atomic import write_bytes
 
 from .. import run_folder
-from ..checkpoint import save_checkpoint, stored
+from ..checkpoint import save_checkpoint
 from ..progress import Progress
 from ..run_folder import EpochMetrics, RunInfo
 from .evaluation import Measured
