@@ -50,7 +50,7 @@ bench-train: .venv/installed     ## training throughput beside a plain PyTorch l
 
 requirements:                    ## pin again from pyproject.toml, versions and hashes only
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
-		--extra serve --extra train --extra timm --group dev pyproject.toml -o requirements.txt
+		--extra serve --extra train --extra timm --extra openvino --extra rtx --group dev pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv dist build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

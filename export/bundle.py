@@ -23,8 +23,8 @@ from .golden import Rows, answers, bounds_from_noise, golden_set
 from .graph import onnx_from_original, refuse_large
 from .original import Original
 
-REPORTS = "reports"
-"""Folder of a bundle that `check` and `bench` write into: no part of what was exported."""
+REPORTS, ENGINES, TUNED = "reports", "engines", "tuned"
+"""Folders that `check` and `bench`, `build`, and `tune` write into: no part of what was exported and sealed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,9 @@ def write_bundle(
     graph = onnx_from_original(original, opset)
     refuse_large(graph)
     weights = _weights(original)
-    variant = Variant(name="fp32", format="onnx", precision="fp32", file=graph_file("fp32"), bounds=bounds)
+    variant = Variant(
+        name="fp32", format="onnx", precision="fp32", reached={"fp32": 1}, file=graph_file("fp32"), bounds=bounds
+    )
     content = {
         WEIGHTS: weights,
         variant.file: graph.SerializeToString(deterministic=True),
@@ -109,8 +111,8 @@ def refuse_other_content(out: Path) -> None:
     written |= set(claim.files) if claim else set()
     for file in out.rglob("*"):
         name = file.relative_to(out)
-        within_reports = name.parts[0] == REPORTS and len(name.parts) > 1
-        if (file.is_symlink() or not file.is_dir()) and name.as_posix() not in written and not within_reports:
+        added = name.parts[0] in (REPORTS, ENGINES, TUNED) and len(name.parts) > 1
+        if (file.is_symlink() or not file.is_dir()) and name.as_posix() not in written and not added:
             raise UsageError(
                 f"{out} holds {name}, which is no part of a bundle: refusing to replace it, choose another name"
             )

@@ -63,8 +63,9 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
 
     compute = dtype or torch.float32
     network = original.module if compute == torch.float32 else copy.deepcopy(original.module).to(compute)
+    # For a whole row of pixels at once: three values at a time take four times as long.
     mean, std = (
-        torch.tensor(values, dtype=compute).reshape(1, 1, 1, -1)
+        torch.tensor(values, dtype=compute).repeat(original.preprocessing.width, 1)  # (W, C)
         for values in (original.normalisation.mean, original.normalisation.std)
     )
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import MissingError, TrustError, UsageError
 from trueport.runtime.machine import Machine, available_cores, busy_seconds, describe_machine, logical_cores
-from trueport.runtime.runner import Array, Runner, RunnerReport
-from trueport.runtime.runners import RUNNERS, open_runner
+from trueport.runtime.runner import Array, Runner, RunnerOptions, RunnerReport
+from trueport.runtime.runners import DEFAULT, open_runner
 from trueport.runtime.timing import LatencySummary, Paired, compare, measure
 
 from .console import Table
@@ -60,7 +60,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
 def bench(
     bundle_path: Path,
     *,
-    runner: str = RUNNERS[0],
+    runner: str = DEFAULT,
     variant: str | None = None,
     batches: Sequence[int] = (1, 8, 32),
     seconds: float = 2.0,
@@ -80,7 +80,7 @@ def bench(
     bundle = Bundle.open(bundle_path)
     threads = threads or available_cores()
     original, reason = _original(bundle, threads, trust_code)
-    port = open_runner(bundle, runner, variant, threads)
+    port = open_runner(bundle, runner, variant, RunnerOptions(threads=threads))
     with closing(port), closing(original) if original else nullcontext(), _torch_threads(threads):
         load = Load(logical_cores())
         return BenchReport(

@@ -22,8 +22,8 @@ from trueport.runtime.errors import ImageError, MissingError, TrustError, UsageE
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Task, Variant
 from trueport.runtime.preprocessing import prepare
-from trueport.runtime.runner import Runner, RunnerReport, run_in_batches
-from trueport.runtime.runners import RUNNERS, open_runner
+from trueport.runtime.runner import Runner, RunnerOptions, RunnerReport, run_in_batches
+from trueport.runtime.runners import DEFAULT, RUNNERS, open_runner
 from trueport.runtime.verdict import Verdict, judged, not_run
 
 from .console import Table
@@ -60,7 +60,7 @@ def check(
     path: Path,
     *,
     variants: Sequence[str] = (),
-    runners: Sequence[str] = RUNNERS[:1],
+    runners: Sequence[str] = (DEFAULT,),
     threads: int | None = None,
     trust_code: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -86,7 +86,7 @@ def check(
     for variant in [bundle.variant(name) for name in variants] or bundle.manifest.variants:
         for name in runners:
             progress(f"{variant.name} on {name}")
-            with closing(open_runner(bundle, name, variant.name, threads)) as runner:
+            with closing(open_runner(bundle, name, variant.name, RunnerOptions(threads=threads))) as runner:
                 reports.append(runner.report())
                 verdicts += _gates(variant, runner, bundle.manifest.task, reference, golden, evaluation)
     return CheckReport(

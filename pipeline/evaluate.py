@@ -25,8 +25,8 @@ from trueport.runtime.errors import ImageError, UsageError
 from trueport.runtime.machine import available_cores, describe_machine
 from trueport.runtime.manifest import MANIFEST, Preprocessing, Task
 from trueport.runtime.preprocessing import prepare
-from trueport.runtime.runner import Runner
-from trueport.runtime.runners import RUNNERS, open_runner
+from trueport.runtime.runner import Runner, RunnerOptions
+from trueport.runtime.runners import DEFAULT, open_runner
 
 from .data import Dataset, open_dataset, split
 from .data.dataset import Indices, displayed, shortened
@@ -57,7 +57,7 @@ def evaluate(
 
     data: as `open_dataset` takes it; None: a run's own, a bundle's evaluation slice.
     part: None: test, of the data that the model was trained on and of data with a test part of its own; else all.
-    variant, runner: of a bundle; None: its first, and the first of RUNNERS.
+    variant, runner: of a bundle; None: its first, and the default.
     Raises UsageError where path, part or labels don't fit, BundleError and MissingError as `open_runner` does.
     """
     subject = _subject(path, variant, runner, threads)
@@ -167,7 +167,7 @@ class _Subject:
 def _subject(path: Path, variant: str | None, runner: str | None, threads: int | None) -> _Subject:
     if (path / MANIFEST).is_file():
         bundle = Bundle.open(path)
-        opened = open_runner(bundle, runner or RUNNERS[0], variant, threads)
+        opened = open_runner(bundle, runner or DEFAULT, variant, RunnerOptions(threads=threads))
         manifest, title = bundle.manifest, f"{bundle.variant(variant).name} on {opened.report().name}"
         return _Subject(
             manifest.name, title, manifest.task, manifest.labels, manifest.preprocessing, opened, source=bundle

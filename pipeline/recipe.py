@@ -17,7 +17,7 @@ import msgspec
 
 from trueport.runtime.errors import UsageError, unknown_name
 from trueport.runtime.manifest import ModelName, Precision, Resample
-from trueport.runtime.runners import RUNNERS
+from trueport.runtime.runners import DEFAULT, RUNNERS
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Fraction = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -159,7 +159,7 @@ class ExportSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 class CheckSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What `check` runs on."""
 
-    runner: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = RUNNERS[:1]
+    runner: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = (DEFAULT,)
 
     def __post_init__(self) -> None:
         for name in self.runner:

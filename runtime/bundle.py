@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import BundleError, UsageError, unknown_name
-from .manifest import MANIFEST, SCHEMA, FileEntry, Manifest, Precision, Task, Variant
+from .manifest import MANIFEST, SCHEMA, FileEntry, Manifest, Task, Variant
 
 WEIGHTS = "weights.safetensors"
 GOLDEN = "golden.npz"
 EVALUATION = "evaluation.npz"
 
 
-def graph_file(precision: Precision) -> str:
-    """Name of the ONNX graph of one precision."""
-    return f"model.{precision}.onnx"
+def graph_file(variant: str) -> str:
+    """Name of a variant's ONNX graph."""
+    return f"model.{variant}.onnx"
 
 
 @dataclass(frozen=True, eq=False)

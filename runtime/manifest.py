@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
@@ -93,16 +93,60 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Largest deviation of the original from itself in float64, over the repetitions in `noise_from`."""
     noise_rms: float
     noise_from: tuple[str, ...]
+    max_drop: float | None = None
+    """Points of accuracy (0.5: half a per cent) that may be lost; None: no prediction may change but by a tie."""
+
+
+class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One calibration, and what it was worth on validation pictures."""
+
+    method: str
+    samples: int
+    float_layers: int
+    """How many layers were kept in float."""
+    score: float
+    """Top-1, or the share of right decisions, 0 to 1."""
+    original: float
+    """That of the original on the same pictures."""
+    rms: float
+    """Of the logits' deviation from the original's."""
+
+
+class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How an int8 graph was had."""
+
+    scheme: Literal["u8s8", "s8s8"]
+    """Activations and weights. u8s8: unsigned and asymmetric, for x86 CPUs; s8s8: signed and symmetric, for GPUs."""
+    method: Literal["minmax", "entropy", "percentile"]
+    """How the ranges of activations follow from the calibration pictures."""
+    samples: int
+    """Pictures of the training part that it was calibrated on."""
+    per_channel: bool
+    reduce_range: bool
+    """Weights in 7 bits, for CPUs without VNNI, whose 8-bit products overflow."""
+    float_layers: tuple[str, ...] = ()
+    """Nodes that were kept in float because accuracy needs it."""
+    trials: tuple[Trial, ...] = ()
+    """What was tried, the choice among them."""
 
 
 class Variant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One executable form of the model."""
 
     name: str
+    """`fp32`, `fp16`, `bf16`, `int8-cpu`, `int8-gpu`."""
     format: Literal["onnx"]
     precision: Precision
+    """What was asked for; a graph that does not reach it is not written."""
+    reached: dict[str, int]
+    """Layers that compute (convolutions, matrix products) by the type they compute in, read back from the graph."""
+    target: Literal["any", "cpu", "gpu"] = "any"
+    """The kind of device that it was made for."""
     file: str
     bounds: Bounds
+    quantization: Quantization | None = None
+    warnings: tuple[str, ...] = ()
+    """What the activations' ranges say against this precision, layer by layer."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

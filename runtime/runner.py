@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import UsageError
 from .manifest import TensorSpec
 
 Array = NDArray[Any]
+
+
+class RunnerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a variant is run. What a runner does not know it ignores; the answers are the same within the bounds.
+
+    Raises UsageError for fewer than 1 thread or stream.
+    """
+
+    threads: int | None = None
+    """Of one inference; None: one for each core that this process may use."""
+    graph_level: Literal["basic", "extended", "all"] = "all"
+    """onnxruntime's optimisations. `all` changes the memory layout too, which slows some large convolutions."""
+    spinning: bool = False
+    """Let idle threads burn their cores for lower latency; off, as in a server they take them from others."""
+    float_type: Literal["fp32", "bf16"] = "fp32"
+    """What those layers of an int8 variant compute in that were left in float (openvino:cpu)."""
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads must be at least 1, or None for one a core, found {self.threads}")
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a runner really does, read back from it rather than from what it was asked."""
 
     name: str
-    """As on the command line: `onnxruntime:cpu`, `onnxruntime:cuda`, `original`."""
+    """As on the command line: `onnxruntime:cpu`, `openvino:cpu`, …, `original`."""
     provider: str
     device: str
     threads: int
     versions: dict[str, str]
+    layers: dict[str, int] = {}
+    """Layers that compute (convolutions, matrix products) by the type they really compute in, as the provider tells
+    it; empty where it does not."""
 
 
 class Runner(Protocol):

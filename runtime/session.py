@@ -25,8 +25,8 @@ from .bundle import Bundle
 from .errors import ClosedError, InvalidRequestError, UsageError
 from .machine import available_cores
 from .manifest import Manifest, Variant
-from .runner import Array, Runner, RunnerReport
-from .runners import RUNNERS, open_runner
+from .runner import Array, Runner, RunnerOptions, RunnerReport
+from .runners import DEFAULT, open_runner
 from .scores import scores_from_logits
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def load(
     path: str | Path,
     *,
     variant: str | None = None,
-    runner: str = RUNNERS[0],
+    runner: str = DEFAULT,
     threads: int | None = None,
     limits: BatchLimits | None = None,
 ) -> Session:
@@ -85,7 +85,8 @@ def load(
     Raises UsageError, MissingError or BundleError as the tree in `trueport.runtime.errors` has them.
     """
     bundle = Bundle.open(path)
-    return Session(bundle, bundle.variant(variant), open_runner(bundle, runner, variant, threads), limits)
+    options = RunnerOptions(threads=threads)
+    return Session(bundle, bundle.variant(variant), open_runner(bundle, runner, variant, options), limits)
 
 
 class Session:

@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from ..bundle import Bundle
 from ..errors import BundleError, unknown_name
 from ..manifest import MANIFEST, TensorSpec
-from ..runner import Runner
+from ..runner import Runner, RunnerOptions
 
-RUNNERS = ("onnxruntime:cpu", "onnxruntime:cuda")
+DEFAULT = "onnxruntime:cpu"
+
+
+class RunnerKind(NamedTuple):
+    """Where a runner lives; its module has `open_variant(bundle, variant, runner, options) -> Runner`."""
+
+    module: str
+    target: Literal["cpu", "gpu"]
+    """The kind of device that it runs on, as variants have it."""
+
+
+RUNNERS: dict[str, RunnerKind] = {
+    "onnxruntime:cpu": RunnerKind("ort", "cpu"),
+    "onnxruntime:cuda": RunnerKind("ort", "gpu"),
+}
 
 
 def open_runner(
-    bundle: Bundle, runner: str = RUNNERS[0], variant: str | None = None, threads: int | None = None
+    bundle: Bundle, runner: str = DEFAULT, variant: str | None = None, options: RunnerOptions | None = None
 ) -> Runner:
     """Open a variant (None: the bundle's first) on a runner, or raise: nothing falls back to anything else.
 
-    threads: of one inference; None: one for each core that this process may use.
     The graph is loaded from the very bytes whose hash was checked, and asked whether it is what the manifest states.
     Raises UsageError for an unknown name, MissingError where this machine lacks what the runner needs, BundleError for
     a graph that was changed or is not what the manifest states.
     """
     if runner not in RUNNERS:
         raise unknown_name("runner", runner, RUNNERS)
-    from .ort import OrtRunner
-
-    file = bundle.variant(variant).file
-    opened = OrtRunner(bundle.read(file), runner.partition(":")[2], threads, name=str(bundle.path / file))
-    _check_contract(bundle, file, opened)
+    module = importlib.import_module(f"{__name__}.{RUNNERS[runner].module}")
+    chosen = bundle.variant(variant)
+    opened: Runner = module.open_variant(bundle, chosen, runner, options or RunnerOptions())
+    _check_contract(bundle, chosen.file, opened)
     return opened
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
-from ..errors import BundleError, ClosedError, MissingError, UsageError
+from ..bundle import Bundle
+from ..errors import BundleError, ClosedError, MissingError
 from ..machine import available_cores
-from ..manifest import DType, TensorSpec
-from ..runner import Array, RunnerReport
+from ..manifest import DType, TensorSpec, Variant
+from ..runner import Array, RunnerOptions, RunnerReport
 
 _WARNING, _FATAL = 2, 4  # onnxruntime's log severities
 _BAD_GRAPH = (InvalidArgument, InvalidGraph, InvalidProtobuf)
@@ -25,34 +26,35 @@ _DTYPES: dict[str, DType] = {
 }
 
 
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerOptions) -> OrtRunner:
+    """`onnxruntime:cpu` and `onnxruntime:cuda`: the graph is loaded from the very bytes whose hash was checked."""
+    device = runner.partition(":")[2]
+    return OrtRunner(bundle.read(variant.file), device, options, name=str(bundle.file(variant.file)))
+
+
 class OrtRunner:
     """One onnxruntime session.
 
     graph: a serialised ONNX model; name: what messages call it.
-    threads: of one inference; None: one for each core that this process may use.
-    spinning: let idle threads burn their cores for lower latency; off, as in a server they take them from others.
-    Raises UsageError for fewer than 1 thread, MissingError where the provider can't be had or can't take the whole
-    graph, BundleError for a damaged graph.
+    Raises MissingError where the provider can't be had or can't take the whole graph, BundleError for a damaged graph.
     """
 
-    def __init__(
-        self,
-        graph: bytes,
-        device: str,
-        threads: int | None = None,
-        spinning: bool = False,
-        *,
-        name: str = "the graph",
-    ) -> None:
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads must be at least 1, or None for one a core, found {threads}")
+    def __init__(self, graph: bytes, device: str, options: RunnerOptions, *, name: str = "the graph") -> None:
         self._device = device
-        self._threads = threads or available_cores()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.log_severity_level = _FATAL  # errors reach us as exceptions
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        self._session = _session(graph, name, device, options)
+        self._threads = options.threads or available_cores()
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = self._threads
+        settings.graph_optimization_level = _LEVELS[options.graph_level]
+        settings.log_severity_level = _FATAL  # errors reach us as exceptions
+        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+        self._session = _session(graph, name, device, settings)
         self.inputs = tuple(_spec(node, name) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, name) for node in self._session.get_outputs())
         self._provider = self._session.get_providers()[0]

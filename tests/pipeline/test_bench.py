@@ -18,7 +18,7 @@ from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import MissingError, UsageError
 from trueport.runtime.machine import available_cores, describe_machine
 from trueport.runtime.manifest import TensorSpec
-from trueport.runtime.runner import Array, RunnerReport
+from trueport.runtime.runner import Array, RunnerOptions, RunnerReport
 from trueport.runtime.timing import LatencySummary, Paired
 
 PICTURES = np.arange(3 * 2 * 2, dtype=np.uint8).reshape(3, 2, 2, 1)
@@ -70,9 +70,9 @@ class Stage:
             evaluation=lambda: SimpleNamespace(images=PICTURES),
         )
 
-    def open_runner(self, bundle: Any, runner: str, variant: str | None, threads: int | None) -> FakeRunner:
+    def open_runner(self, bundle: Any, runner: str, variant: str | None, options: RunnerOptions) -> FakeRunner:
         self.asked = runner, variant
-        self.port = FakeRunner("port", threads, self.port_fails)
+        self.port = FakeRunner("port", options.threads, self.port_fails)
         return self.port
 
     def original_runner(self, bundle: Any, threads: int | None = None, trust_code: bool = False) -> FakeRunner:

@@ -107,9 +107,9 @@ def test_an_unknown_variant_lists_those_there_are(bundle_path: Path) -> None:
 def test_nested_without_end_is_damage(own_bundle: Path) -> None:
     depth = 100_000
     for text in (
-        b'{"schema": 1, "x": ' + b"[" * depth + b"]" * depth + b"}",
+        b'{"schema": 2, "x": ' + b"[" * depth + b"]" * depth + b"}",
         b"[" * depth,
-        b'{"schema": 1, "x": "\xff"}',
+        b'{"schema": 2, "x": "\xff"}',
     ):
         (own_bundle / MANIFEST).write_bytes(text)
         with pytest.raises(BundleError, match="is damaged"):

@@ -15,6 +15,7 @@ import pytest
 from trueport.runtime.bundle import Bundle, graph_file, sealed
 from trueport.runtime.errors import BundleError, ClosedError, MissingError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Preprocessing, TensorSpec
+from trueport.runtime.runner import RunnerOptions
 from trueport.runtime.runners import open_runner
 from trueport.runtime.runners.ort import OrtRunner
 
@@ -96,11 +97,11 @@ def test_any_other_failure_is_this_machine_s(
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_are_at_least_one(bundle_path: Path, threads: int) -> None:
     with pytest.raises(UsageError, match=f"at least 1, .* found {threads}"):
-        open_runner(Bundle.open(bundle_path), threads=threads)
+        open_runner(Bundle.open(bundle_path), options=RunnerOptions(threads=threads))
 
 
 def test_a_closed_runner_says_so(bundle_path: Path) -> None:
-    runner = OrtRunner((bundle_path / GRAPH).read_bytes(), "cpu", threads=1)
+    runner = OrtRunner((bundle_path / GRAPH).read_bytes(), "cpu", RunnerOptions(threads=1))
     runner.close()
     runner.close()
     with pytest.raises(ClosedError):
