@@ -149,7 +149,9 @@ def make_bundle(
         preprocessing=Preprocessing(height=4, width=4, mode="L"),
         normalisation=Normalisation((0.5,), (0.5,)),
         labels=labels,
-        variants=(Variant(name="fp32", format="onnx", precision="fp32", reached={"fp32": 1}, file="model.fp32.onnx", bounds=BOUNDS),),
+        variants=(
+            Variant(name="fp32", format="onnx", precision="fp32", reached={"fp32": 1}, file="model.fp32.onnx", bounds=BOUNDS),
+        ),
         provenance=Provenance(
             arch="lenet", arch_args={}, weights_sha256=digest, data="insects", data_sha256=digest, split_sha256=digest,
             seed=0, created="2026-01-02T03:04:05+00:00", versions={"trueport": "0.1.0", "onnxruntime": "1.2.3"},
