@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train requirements clean
+.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -27,9 +27,11 @@ fast: .venv/installed            ## without the tests that take longer than a fe
 gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can show
 	$(BIN)/uv pip install --quiet nvidia-curand
 	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python tests/bench/gpu.py
 
 sweep: .venv/installed           ## every architecture, and torchvision's and timm's families: train, export, check
 	$(BIN)/python -W ignore tests/test_sweep.py
+	$(BIN)/python -m pytest -m sweep tests/models
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
 	$(BIN)/python tests/bench/figures.py
@@ -39,6 +41,12 @@ bench-input: .venv/installed     ## pictures decoded and augmented a second, bes
 
 bench-train: .venv/installed     ## training throughput beside a plain PyTorch loop, on this machine
 	$(BIN)/python tests/bench/training.py
+
+bench-engines: .venv/installed   ## how long an engine of each architecture takes to build; needs no GPU
+	$(BIN)/python tests/bench/engines.py
+
+bench-ports: .venv/installed     ## tuned bundles beside their originals and bare libraries: make bench-ports BUNDLES="A B"
+	$(BIN)/python tests/bench/ports.py $(BUNDLES)
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

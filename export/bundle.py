@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -17,11 +18,12 @@ from trueport.runtime.atomic import is_filled, new_folder, replaceable
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Evaluation, Golden, check_truth, graph_file, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import installed_versions
-from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, Provenance, Variant
+from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Precision, Provenance
 
-from .golden import Rows, answers, bounds_from_noise, golden_set
-from .graph import onnx_from_original, refuse_large
+from .golden import Rows, answers, golden_set
+from .int8 import Int8Options
 from .original import Original
+from .variants import Material, Recorded, made_variants, variant_names
 
 REPORTS, ENGINES, TUNED = "reports", "engines", "tuned"
 """Folders that `check` and `bench`, `build`, and `tune` write into: no part of what was exported and sealed."""
@@ -48,34 +50,41 @@ def write_bundle(
     pictures: tuple[bytes, ...],
     evaluation: tuple[Rows, NDArray[np.integer[Any]]],
     precisions: tuple[Precision, ...] = ("fp32",),
+    material: Material | None = None,
     opset: int = 20,
+    max_drop: float = 0.5,
+    int8: Int8Options | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
     """Export the original into a bundle at `out`; an older bundle there is replaced in one step.
 
     golden: real prepared images (N, H, W, C). pictures: a few encoded ones. evaluation: held-out images and their
     labels, as `Evaluation` has them; ValueError where these are not labels of the original's task.
-    Raises ExportError as `onnx_from_original` does, UsageError for a precision that is not available or an `out` that
+    precisions: fp32 comes first and is added where it is not named. material: what others are made with. max_drop:
+    points of accuracy that these may lose. say is told what is done: calibrating takes long.
+    Raises ExportError as `made_variants` does, UsageError for pictures that can't be calibrated on or an `out` that
     holds something else.
     """
-    if other := [precision for precision in precisions if precision != "fp32"]:
-        raise UsageError(f"expected precision fp32, found {', '.join(other)}: other precisions are not available yet")
     out = replaceable(out, refuse_other_content)  # also here: before the work
     images, labels = evaluation
     check_truth(labels, original.task, len(images), len(original.labels))
     recorded = golden_set(original, golden, pictures)
-    bounds = bounds_from_noise(original, recorded.images)
-    graph = onnx_from_original(original, opset)
-    refuse_large(graph)
+    held_out = Evaluation(images, labels, answers(original, images))
     weights = _weights(original)
-    variant = Variant(
-        name="fp32", format="onnx", precision="fp32", reached={"fp32": 1}, file=graph_file("fp32"), bounds=bounds
-    )
-    content = {
-        WEIGHTS: weights,
-        variant.file: graph.SerializeToString(deterministic=True),
-        GOLDEN: _npz_from_golden(recorded),
-        EVALUATION: _npz(**vars(Evaluation(images, labels, answers(original, images)))),
-    }
+    content = {WEIGHTS: weights, GOLDEN: _npz_from_golden(recorded), EVALUATION: _npz(**vars(held_out))}
+    variants = []
+    for variant, graph in made_variants(
+        original,
+        Recorded(recorded, held_out),
+        precisions,
+        material=material,
+        opset=opset,
+        max_drop=max_drop,
+        int8=int8 or Int8Options(),
+        say=say,
+    ):
+        variants.append(variant)
+        content[variant.file] = graph
     manifest = Manifest(
         name=name,
         version="1",
@@ -85,7 +94,7 @@ def write_bundle(
         preprocessing=original.preprocessing,
         normalisation=original.normalisation,
         labels=original.labels,
-        variants=(variant,),
+        variants=tuple(variants),
         provenance=_provenance(original, origin, weights),
         files={file: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for file, data in content.items()},
     )
@@ -107,7 +116,7 @@ def refuse_other_content(out: Path) -> None:
     if not is_filled(out):
         return
     claim = _claim(out / MANIFEST)
-    written = {MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *map(graph_file, get_args(Precision))}
+    written = {MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *map(graph_file, variant_names(get_args(Precision)))}
     written |= set(claim.files) if claim else set()
     for file in out.rglob("*"):
         name = file.relative_to(out)

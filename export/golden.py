@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,27 +48,46 @@ def answers(original: Original, images: Rows) -> NDArray[np.float32]:
     return logits.astype(np.float32)
 
 
-def bounds_from_noise(original: Original, images: Rows) -> Bounds:
-    """What a float32 port may differ by, from the original's distance to itself in float64 on `images`."""
+def exact_answers(original: Original, images: Rows) -> NDArray[np.float64]:
+    """The original's logits (N, K) in float64, which all noise is measured against."""
     import torch
 
-    exact = run_in_batches(OriginalRunner(original, dtype=torch.float64), images, 64)
-    deviations = []
-    names = []
-    for name, logits in _repetitions(original, images):
-        deviations.append(logits.astype(np.float64) - exact)
-        names.append(name)
-    deviation = np.stack(deviations)
-    # Where the original is exact, a unit in the last place is still more than float32 can promise.
-    unit = float(np.abs(exact).max() * np.finfo(np.float32).eps)
-    noise_max = max(float(np.abs(deviation).max()), unit)
-    noise_rms = max(float(np.sqrt(np.mean(deviation**2))), unit / math.sqrt(12))
+    return run_in_batches(OriginalRunner(original, dtype=torch.float64), images, 64)
+
+
+def bounds_from_noise(original: Original, images: Rows, exact: NDArray[Any] | None = None) -> Bounds:
+    """What a float32 port may differ by, from the original's distance to itself in float64 on `images`.
+
+    exact: its `exact_answers` to them, where they are at hand.
+    """
+    exact = exact_answers(original, images) if exact is None else exact
+    repeated = list(_repetitions(original, images))
+    deviations = [logits.astype(np.float64) - exact for _, logits in repeated]
+    return bounds_of([np.stack(deviations)], np.abs(exact).max(), HEADROOM, tuple(name for name, _ in repeated))
+
+
+def bounds_of(
+    deviations: Sequence[NDArray[np.float64]],
+    scale: float,
+    headroom: float,
+    noise_from: tuple[str, ...],
+    max_drop: float | None = None,
+) -> Bounds:
+    """Bounds from deviations on one or several sets of inputs, each of which a port is compared on by itself.
+
+    scale: the largest logit. Where the original is exact, a unit in the last place is still more than float32 can
+    promise.
+    """
+    unit = float(scale * np.finfo(np.float32).eps)
+    noise_max = max(unit, *(float(np.abs(deviation).max()) for deviation in deviations))
+    noise_rms = max(unit / math.sqrt(12), *(float(np.sqrt(np.mean(deviation**2))) for deviation in deviations))
     return Bounds(
-        max_abs=HEADROOM * noise_max,
-        rms=HEADROOM * noise_rms,
+        max_abs=headroom * noise_max,
+        rms=headroom * noise_rms,
         noise_max_abs=noise_max,
         noise_rms=noise_rms,
-        noise_from=tuple(names),
+        noise_from=noise_from,
+        max_drop=max_drop,
     )
 
 

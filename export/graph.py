@@ -13,6 +13,7 @@ import msgspec
 
 from trueport.runtime.errors import ExportError, UsageError, missing_extra
 
+from .layers import COMPUTING
 from .original import INPUT, OUTPUT, Original, served_module
 
 if TYPE_CHECKING:
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = "batch"
+BF16_OPSET = 22
+"""The first in which ONNX's Conv and pools take bfloat16."""
 
 
 def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype | None = None) -> onnx.ModelProto:
     """Export the deployed form of the original.
 
-    dtype: what the graph computes in; None: float32. Labels and preprocessing travel in the graph's metadata.
+    dtype: what the graph computes in; None: float32. bfloat16 needs opset 22, and is written in no lower one.
+    Labels and preprocessing travel in the graph's metadata.
     Raises ExportError where torch can't export the module or the graph breaks the contract.
     """
     try:
@@ -33,6 +37,8 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
         import torch
     except ImportError as error:
         raise missing_extra(error.name or "torch", "train", "export") from error
+    if dtype == torch.bfloat16:
+        opset = max(opset, BF16_OPSET)
     height, width, channels = original.preprocessing.shape
     # Two rows: a batch of one is where an exporter is tempted to take the axis for a constant.
     example = torch.zeros((2, height, width, channels), dtype=torch.uint8)
@@ -57,6 +63,7 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
     read_shapes_behind_the_cast(model)
+    give_weights_their_type(model)
     _describe(model, original)
     check_contract(model, original, opset)
     return model
@@ -77,6 +84,28 @@ def read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
     ordered = [casts[0], *(node for node in nodes if node is not casts[0])]  # a Shape may have come first
     del nodes[:]
     nodes.extend(ordered)
+
+
+def give_weights_their_type(model: onnx.ModelProto) -> None:
+    """Cast weights and biases of convolutions and matrix products to the type of what they are multiplied with.
+
+    Folding a batch norm into a bfloat16 convolution the exporter computes in float32, and leaves the weights in it.
+    """
+    import onnx
+    from onnx.numpy_helper import from_array, to_array
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    stated = {value.name: value.type.tensor_type for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type not in COMPUTING or node.input[0] not in stated:
+            continue
+        kind = stated[node.input[0]].elem_type
+        for name in node.input[1:]:
+            if name in weights and weights[name].data_type == onnx.TensorProto.FLOAT != kind:
+                values = to_array(weights[name]).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+                weights[name].CopyFrom(from_array(values, name))
+                if name in stated:
+                    stated[name].elem_type = kind
 
 
 def check_contract(model: onnx.ModelProto, original: Original, opset: int) -> None:

@@ -63,9 +63,11 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
 
     compute = dtype or torch.float32
     network = original.module if compute == torch.float32 else copy.deepcopy(original.module).to(compute)
+    # Pixels are normalised in full precision: bfloat16 has no room for 255 levels about a mean.
+    precise = compute if compute == torch.float64 else torch.float32
     # For a whole row of pixels at once: three values at a time take four times as long.
     mean, std = (
-        torch.tensor(values, dtype=compute).repeat(original.preprocessing.width, 1)  # (W, C)
+        torch.tensor(values, dtype=precise).repeat(original.preprocessing.width, 1)  # (W, C)
         for values in (original.normalisation.mean, original.normalisation.std)
     )
 
@@ -77,8 +79,8 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
             self.std = nn.Buffer(std)
 
         def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            normalised = (image.to(compute) / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
-            logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.permute(0, 3, 1, 2))
+            normalised = (image.to(precise) / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
+            logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.to(compute).permute(0, 3, 1, 2))
             if isinstance(logits, tuple):  # in training mode: those of auxiliary classifiers too
                 return tuple(part.float() for part in logits)
             return logits if compute == torch.float64 else logits.float()

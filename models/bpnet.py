@@ -36,6 +36,7 @@ OVERFLOWS = ("pad", "narrow")
     sizes=tuple((WINDOWS * ROWS, width) for width in reversed(WIDTHS)),
     mean=0.0,
     std=1.0,
+    own_scale=True,
 )
 class BPNet(nn.Module):
     """Grey, black and white, share of white in 5 x 5 windows, sigmoid layer, logits. Pictures are on a scale of 0 to 1.

@@ -58,6 +58,8 @@ class ModelSpec:
     """With `std`, the normalisation it is trained with where nothing else is asked for, on a scale of 0 to 1;
     one value, or one for each of three channels."""
     std: float | tuple[float, ...] = 0.5
+    own_scale: bool = False
+    """Whether it takes pictures on the scale of `mean` and `std` alone, as where it looks for their grey levels."""
     imagenet: str | None = None
     """The architecture of torchvision whose ImageNet weights it can take, tensor by tensor."""
     aliases: tuple[str, ...] = ()
@@ -105,6 +107,7 @@ def register(
     minimum: int = 1,
     mean: float = 0.5,
     std: float = 0.5,
+    own_scale: bool = False,
     imagenet: str | None = None,
     aliases: tuple[str, ...] = (),
 ) -> Callable[[Decorated], Decorated]:
@@ -126,6 +129,7 @@ def register(
             minimum=minimum,
             mean=mean,
             std=std,
+            own_scale=own_scale,
             imagenet=imagenet,
             aliases=aliases,
         )

@@ -17,6 +17,7 @@ from trueport.runtime.errors import MissingError, TrustError, UsageError
 from trueport.runtime.machine import Machine, available_cores, busy_seconds, describe_machine, logical_cores
 from trueport.runtime.runner import Array, Runner, RunnerOptions, RunnerReport
 from trueport.runtime.runners import DEFAULT, open_runner
+from trueport.runtime.runners.reached import shown
 from trueport.runtime.timing import LatencySummary, Paired, compare, measure
 
 from .console import Table
@@ -226,7 +227,8 @@ def _title(report: BenchReport) -> str:
 
 
 def _described(runner: RunnerReport) -> str:
-    return f"{runner.provider} ({runner.device}, {runner.threads} thread{'s' if runner.threads != 1 else ''})"
+    threads = f"{runner.threads} thread{'s' if runner.threads != 1 else ''}"
+    return f"{runner.provider} ({', '.join(filter(None, (runner.device, threads, shown(runner.layers))))})"
 
 
 def _notes(report: BenchReport) -> list[str]:

@@ -7,7 +7,7 @@ reference. Either way the same gates run.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +18,22 @@ import numpy as np
 from trueport.runtime import comparison
 from trueport.runtime.bundle import WEIGHTS, Bundle, Evaluation, Golden
 from trueport.runtime.comparison import Logits
-from trueport.runtime.errors import ImageError, MissingError, TrustError, UsageError
+from trueport.runtime.errors import ImageError, MissingError, TrustError, UsageError, unknown_name
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Task, Variant
 from trueport.runtime.preprocessing import prepare
 from trueport.runtime.runner import Runner, RunnerOptions, RunnerReport, run_in_batches
 from trueport.runtime.runners import DEFAULT, RUNNERS, open_runner
+from trueport.runtime.runners.reached import shown
 from trueport.runtime.verdict import Verdict, judged, not_run
 
 from .console import Table
 
 RECORDING = "recording"
+OPENING = "opening"
+"""The gate that is not run where a runner does not take a variant: nothing behind it was run either."""
+ALL = "all"
+"""In place of a runner's name: every one that this machine can open."""
 BATCHES = (1, 2, 7, 32)
 """Alone, the smallest batch, an odd one, and as many as the batcher takes at most by default."""
 
@@ -39,11 +44,12 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     bundle: str
     version: str
     faithful: bool
-    """Every gate of every variant on every runner passed, or could not be run for want of the original."""
+    """Something passed and nothing failed, of what ran: what was not run is among the verdicts."""
     machine: Machine
     reference: str
     """`original` rebuilt here, or `recording` of it without torch, the weights, or trust in the code it needs."""
     runners: tuple[RunnerReport, ...]
+    """One for each variant that was opened on a runner, in the order of the verdicts."""
     verdicts: tuple[Verdict, ...]
 
     @property
@@ -67,43 +73,53 @@ def check(
 ) -> CheckReport:
     """Run every gate on every variant and runner.
 
-    variants: names; none: all. progress is told what is being run.
+    variants: names; none: on each runner those that were made for its kind of device.
+    runners: names, or `all` for those that this machine can open. progress is told what is being run.
     trust_code: rebuild an original that a `package.module:factory` of the bundle's choice makes, by running that code;
     without, its recording is the reference.
+    A variant that nobody named and that a runner can't run is a verdict, `not run`.
     Raises UsageError where no runner is named, BundleError for a bundle that is not to be trusted, MissingError where
-    a runner can't be had.
+    a runner that was named can't be had at all, or not for a variant that was named.
     """
-    if not runners:
-        raise UsageError(f"check needs a runner, found none: choose from {', '.join(RUNNERS)}")
+    _check_names(runners)
     bundle = Bundle.open(path)
+    wanted = [bundle.variant(name) for name in variants]
     golden, evaluation = bundle.golden(), bundle.evaluation()
     progress("preprocessing")
     verdicts = [_preprocessing(bundle, golden)]
     progress("original")
     reference, verdict = _reference(bundle, golden, evaluation, threads, trust_code)
     verdicts.append(verdict)
-    reports = []
-    for variant in [bundle.variant(name) for name in variants] or bundle.manifest.variants:
-        for name in runners:
-            progress(f"{variant.name} on {name}")
-            with closing(open_runner(bundle, name, variant.name, RunnerOptions(threads=threads))) as runner:
-                reports.append(runner.report())
-                verdicts += _gates(variant, runner, bundle.manifest.task, reference, golden, evaluation)
+    ports = _Ports(bundle, RunnerOptions(threads=threads), reference, golden, evaluation, progress)
+    named = [name for name in dict.fromkeys(runners) if name != ALL]
+    for name in named:
+        ports.judge_named(name, wanted)
+    if ALL in runners:
+        ports.judge_all([name for name in RUNNERS if name not in named], wanted)
+    verdicts += ports.verdicts
     return CheckReport(
         bundle=bundle.manifest.name,
         version=bundle.manifest.version,
         faithful=proven(verdicts),
         machine=describe_machine(),
         reference=reference.source,
-        runners=tuple(reports),
+        runners=tuple(ports.reports),
         verdicts=tuple(verdicts),
     )
 
 
+def recorded_gates(
+    bundle: Bundle, variant: Variant, runner: Runner, golden: Golden, evaluation: Evaluation
+) -> list[Verdict]:
+    """Parity, batch invariance and accuracy of one variant on an opened runner, against the recording."""
+    reference = _Answers(RECORDING, golden.logits, evaluation.logits)
+    return _gates(variant, runner, bundle.manifest.task, reference, golden, evaluation)
+
+
 def proven(verdicts: Sequence[Verdict]) -> bool:
-    """Whether something passed, nothing failed, and nothing but the recording was left out."""
-    missing = [verdict.gate for verdict in verdicts if verdict.status == "not run"]
-    return any(verdicts) and set(missing) <= {RECORDING} and all(verdict.status != "failed" for verdict in verdicts)
+    """Whether something passed, nothing failed, and nothing was left out but the recording and whole variants."""
+    missing = {verdict.gate for verdict in verdicts if verdict.status == "not run"}
+    return any(verdicts) and missing <= {RECORDING, OPENING} and all(verdict.status != "failed" for verdict in verdicts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +129,76 @@ class _Answers:
     source: str
     golden: Logits
     evaluation: Logits
+
+
+class _Ports:
+    """The gates of one variant on one runner after the other."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: RunnerOptions,
+        reference: _Answers,
+        golden: Golden,
+        evaluation: Evaluation,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._bundle, self._options, self._progress = bundle, options, progress
+        self._reference, self._golden, self._evaluation = reference, golden, evaluation
+        self.reports: list[RunnerReport] = []
+        self.verdicts: list[Verdict] = []
+
+    def judge_named(self, name: str, wanted: Sequence[Variant]) -> None:
+        """Run the gates on a runner. Raises MissingError where it takes none of the variants, or not a wanted one."""
+        variants = wanted or _made_for(name, self._bundle.manifest.variants)
+        if not variants:
+            raise UsageError(f"none of the bundle's variants was made for {name}: name one, or choose another runner")
+        refused = self._judge(name, variants)
+        if refused and (wanted or len(refused) == len(variants)):
+            raise refused[0][1]
+        self.verdicts += [not_run(OPENING, variant.name, name, str(error)) for variant, error in refused]
+
+    def judge_all(self, names: Iterable[str], wanted: Sequence[Variant]) -> None:
+        """Run the gates on those of the runners that can be opened. Raises MissingError where that is none at all."""
+        first: MissingError | None = None
+        for name in names:
+            variants = _made_for(name, wanted or self._bundle.manifest.variants)
+            refused = self._judge(name, variants)
+            first = first or (refused[0][1] if refused else None)
+            for error in dict.fromkeys(str(error) for _, error in refused):  # one reason is told once
+                concerned = ", ".join(variant.name for variant, other in refused if str(other) == error)
+                self.verdicts.append(not_run(OPENING, concerned, name, error))
+        if first and not self.reports:
+            raise first
+
+    def _judge(self, name: str, variants: Iterable[Variant]) -> list[tuple[Variant, MissingError]]:
+        """Those variants that the runner does not take, and why."""
+        refused = []
+        for variant in variants:
+            self._progress(f"{variant.name} on {name}")
+            try:
+                opened = open_runner(self._bundle, name, variant.name, self._options)
+            except MissingError as error:
+                refused.append((variant, error))
+                continue
+            with closing(opened) as runner:
+                self.reports.append(runner.report())
+                task = self._bundle.manifest.task
+                self.verdicts += _gates(variant, runner, task, self._reference, self._golden, self._evaluation)
+        return refused
+
+
+def _check_names(runners: Sequence[str]) -> None:
+    if not runners:
+        raise UsageError(f"check needs a runner, found none: choose from {', '.join((*RUNNERS, ALL))}")
+    for name in runners:
+        if name not in (*RUNNERS, ALL):
+            raise unknown_name("runner", name, (*RUNNERS, ALL))
+
+
+def _made_for(runner: str, variants: Iterable[Variant]) -> list[Variant]:
+    """Those that were made for the kind of device that a runner runs on."""
+    return [variant for variant in variants if variant.target in ("any", RUNNERS[runner].target)]
 
 
 def _preprocessing(bundle: Bundle, golden: Golden) -> Verdict:
@@ -153,13 +239,14 @@ def _gates(
     image, logits = runner.inputs[0].name, runner.outputs[0].name
     port = _Answers("port", run_in_batches(runner, golden.images), run_in_batches(runner, evaluation.images))
     inputs = f"{len(golden.images)} golden and {len(evaluation.images)} evaluation inputs"
+    computed = f"; {shown(runner.report().layers)}" if runner.report().layers else ""
     accuracy = comparison.accuracy if task == "classification" else comparison.decisions
     return [
         comparison.parity(
             _all(port),
             _all(reference),
             bounds,
-            detail=f"logits on {inputs} against the {reference.source}",
+            detail=f"logits on {inputs} against the {reference.source}{computed}",
             task=task,
             **names,
         ),
@@ -201,8 +288,11 @@ def _told(verdict: Verdict) -> str:
 def check_summary(report: CheckReport) -> str:
     """The verdict on all of it, in a line."""
     counts = Counter(verdict.status for verdict in report.verdicts)
-    told = ", ".join(f"{counts[status]} {status}" for status in ("passed", "failed", "not run") if counts[status])
-    return f"{'faithful' if report else 'NOT PROVEN FAITHFUL'}: {told}"
+    told = [f"{counts[status]} {status}" for status in ("passed", "failed", "not run") if counts[status]]
+    left_out = [f"{verdict.variant} on {verdict.runner}" for verdict in report.verdicts if verdict.gate == OPENING]
+    if left_out:
+        told[-1] += f", among them all of {'; '.join(left_out)}"
+    return f"{'faithful' if report else 'NOT PROVEN FAITHFUL'}: {', '.join(told)}"
 
 
 def _words(name: str) -> str:

@@ -32,22 +32,30 @@ PURPOSES = {
     "serve": "a faster HTTP parser and event loop for serving",
     "timm": "timm/NAME, the architectures and weights of timm",
     "cuda": "the CUDA and cuDNN libraries of onnxruntime:cuda",
+    "openvino": "openvino:cpu, a runner for Intel CPUs",
+    "tensorrt": "building and running engines for data-centre and desktop GPUs",
+    "rtx": "building and running engines for RTX GPUs",
 }
 """What each extra of trueport is for."""
-NOT_USED_YET = {"tensorrt", "rtx", "openvino", "ray", "all"}
+NOT_USED_YET = {"ray", "all"}
 """Extras whose capabilities are still to come: nobody is told to install them."""
 _ORT_WHEELS = DISTRIBUTIONS["onnxruntime"]
 _CPU = "CPUExecutionProvider"
-_RUNNERS = {_CPU: "onnxruntime:cpu", "CUDAExecutionProvider": "onnxruntime:cuda"}
+_RUNNERS = {
+    _CPU: "onnxruntime:cpu",
+    "CUDAExecutionProvider": "onnxruntime:cuda",
+    "TensorrtExecutionProvider": "onnxruntime:tensorrt",
+}
 _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
-_FLAVOURS = {"tensorrt": "for data-centre and desktop GPUs", "tensorrt_rtx": "for RTX GPUs"}
+_FLAVOURS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+"""Modules of TensorRT, and the extras that bring them, which are the runners' names too."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One finding."""
 
     group: str
-    """`python`, `processor`, `gpu`, `onnxruntime`, `tensorrt`, `torch`, `extras`."""
+    """`python`, `processor`, `gpu`, `onnxruntime`, `openvino`, `tensorrt`, `torch`, `extras`."""
     name: str
     status: Status
     detail: str
@@ -80,6 +88,7 @@ def examine() -> Report:
         lambda: processor_rows(machine),
         lambda: gpu_rows(machine, gpu_problem),
         lambda: onnxruntime_rows(machine),
+        lambda: [openvino_row()],
         lambda: (tensorrt_row(flavour, machine) for flavour in _FLAVOURS),
         torch_rows,
         lambda: extra_rows(_requirements()),
@@ -197,17 +206,30 @@ def library_remedy(reason: str) -> str:
     return "pip install 'trueport[cuda]'"
 
 
+def openvino_row() -> Row:
+    """Whether OpenVINO really compiled and ran something on the CPU."""
+    group, name, install = "openvino", "CPU (openvino:cpu)", "pip install 'trueport[openvino]'"
+    if not _findable("openvino"):
+        return Row(group=group, name=name, status="missing", detail="not installed", remedy=install)
+    probe = run_probe("openvino")
+    if probe.reason:
+        remedy = install.replace("install", "install --force-reinstall", 1)
+        return Row(group=group, name=name, status="not usable", detail=probe.reason, remedy=remedy)
+    return Row(group=group, name=name, status="ok", detail=probe.answer)
+
+
 def tensorrt_row(flavour: str, machine: Machine) -> Row:
     """Whether a TensorRT flavour can be imported, and which version it is."""
+    extra = _FLAVOURS[flavour]
+    install = f"pip install 'trueport[{extra}]'"
     if not _findable(flavour):
-        remedy = f"pip install {DISTRIBUTIONS[flavour][0]}"
-        detail = f"not installed; {_FLAVOURS[flavour]}"
-        return Row(group="tensorrt", name=flavour, status="missing", detail=detail, remedy=remedy)
+        detail = f"not installed; for {PURPOSES[extra]}"
+        return Row(group="tensorrt", name=flavour, status="missing", detail=detail, remedy=install)
     probe = run_probe("module", flavour)
     if probe.reason:
-        remedy = library_remedy(probe.reason) or f"pip install --force-reinstall {DISTRIBUTIONS[flavour][0]}"
+        remedy = library_remedy(probe.reason) or install.replace("install", "install --force-reinstall", 1)
         return Row(group="tensorrt", name=flavour, status="not usable", detail=probe.reason, remedy=remedy)
-    lacking = "" if machine.gpus else "; no GPU here to run an engine on"
+    lacking = "" if machine.gpus else "; builds engines here, a GPU to run one on is not there"
     return Row(group="tensorrt", name=flavour, status="ok", detail=probe.answer + lacking)
 
 
@@ -314,6 +336,8 @@ def probe(what: str, name: str = "") -> None:
         print(*onnxruntime.get_available_providers())  # noqa: T201 -- read by run_probe
     elif what == "provider":
         _try_provider(name)
+    elif what == "openvino":
+        _try_openvino()
     elif what == "torch":
         _try_torch()
     else:
@@ -340,6 +364,23 @@ def _try_provider(provider: str) -> None:
     if answer.tolist() != [0, 2]:
         raise SystemExit(f"relu of [-1, 2] came out as {answer.tolist()}")
     print(first)  # noqa: T201
+
+
+def _try_openvino() -> None:
+    """Run one node, imported as the runner does it: without the package's telemetry."""
+    import numpy as np
+
+    from trueport.runtime.runners.openvino_cpu import import_openvino
+
+    openvino = import_openvino()
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(relu_model()), "CPU")
+    answer = compiled([np.array([-1, 2], np.float32)])[0]
+    if answer.tolist() != [0, 2]:
+        raise SystemExit(f"relu of [-1, 2] came out as {answer.tolist()}")
+    known = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    kinds = ", ".join(kind.lower() for kind in ("FP32", "BF16", "FP16", "INT8") if kind in known)
+    print(f"{openvino.__version__.partition('-')[0]} loads and answers; this CPU computes in {kinds}")  # noqa: T201
 
 
 def _try_torch() -> None:

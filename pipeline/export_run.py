@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from trueport.runtime.errors import missing_extra
-from trueport.runtime.manifest import Manifest
+from trueport.runtime.manifest import Manifest, Preprocessing
 
 from .data import Dataset
 from .data.dataset import Indices
+from .data.split import Split
 from .data.tensors import prepared
-from .recipe import Recipe
+from .recipe import ExportSection, Recipe
 from .run_folder import Run, recipe_table
+
+if TYPE_CHECKING:
+    from trueport.export.variants import Material
 
 PICTURE_BYTES = 256 * 1024
 """Encoded pictures above this are not taken into the golden set."""
+VALIDATION = 500
+"""Pictures of the validation part that calibrations are compared on, at most: a fifth of a point each."""
 
 
-def export_run(path: Path, out: Path | None = None, recipe: Recipe | None = None) -> tuple[Path, Manifest]:
+def export_run(
+    path: Path, out: Path | None = None, recipe: Recipe | None = None, say: Callable[[str], None] = lambda _: None
+) -> tuple[Path, Manifest]:
     """Export the run at `path` into a bundle at `out` (None: `bundle` inside the run); an older one is replaced.
 
     recipe: its name and its [export] decide; None: the run's own. Golden inputs and evaluation slice come from the
-    held-out test part.
-    Raises UsageError where run or data are not what was trained, ExportError where the graph can't be had.
+    held-out test part; int8 is calibrated on the training part and chosen by the validation part. say is told what is
+    done.
+    Raises UsageError where run or data are not what was trained or can't be calibrated on, ExportError where a graph
+    can't be had.
     """
     try:
         from trueport.export.bundle import Origin, write_bundle
+        from trueport.export.int8 import Int8Options
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "torch", "train", "export") from error
     run = Run.open(path)
@@ -47,9 +60,26 @@ def export_run(path: Path, out: Path | None = None, recipe: Recipe | None = None
         pictures=_pictures(dataset, golden),
         evaluation=(prepared(dataset, evaluated, original.preprocessing), dataset.labels[evaluated]),
         precisions=recipe.export.precision,
+        material=_material(dataset, parts, original.preprocessing, recipe.export),
         opset=recipe.export.opset,
+        max_drop=recipe.export.max_drop,
+        int8=Int8Options(**msgspec.structs.asdict(recipe.export.int8)),
+        say=say,
     )
     return out, manifest
+
+
+def _material(dataset: Dataset, parts: Split, preprocessing: Preprocessing, section: ExportSection) -> Material | None:
+    """Pictures for the precisions that need any, none where there is no such."""
+    from trueport.export.variants import Material
+
+    if not {"fp16", "int8"} & set(section.precision):
+        return None
+    calibration = prepared(dataset, parts.calibration(section.int8.samples), preprocessing)
+    if "int8" not in section.precision:
+        return Material(calibration)
+    judged = _spread(parts.validation, VALIDATION)
+    return Material(calibration, prepared(dataset, judged, preprocessing), dataset.labels[judged])
 
 
 def made_by(recipe: Recipe) -> dict[str, Any]:

@@ -99,6 +99,11 @@ def resolve(recipe: Recipe, dataset: Dataset) -> tuple[Preprocessing, Normalisat
         raise UsageError(f"in the recipe's [preprocessing]: {error}") from error
     if preprocessing.channels not in spec.channels:
         raise UsageError(f"{spec.name} takes no {mode} pictures: change preprocessing.mode or the architecture")
+    if spec.own_scale and ({*mean}, {*std}) != ({spec.mean}, {spec.std}):
+        raise UsageError(
+            f"{spec.name} takes pictures of mean {spec.mean} and std {spec.std} and no others, found mean {list(mean)} "
+            f"and std {list(std)}: leave preprocessing.mean and preprocessing.std out"
+        )
     return preprocessing, normalisation
 
 

@@ -214,11 +214,13 @@ def _train(job: Job) -> Run:
 
 
 def _export(job: Job, run: Run, machine: Machine) -> None:
+    from trueport.export.variants import variant_names
+
     def work(_: bool) -> None:
-        export_run(job.out, job.out / BUNDLE, job.recipe)
+        export_run(job.out, job.out / BUNDLE, job.recipe, job.say)
 
     trained = msgspec.structs.replace(run.info, recipe={}, seconds=0.0)
-    graphs = (graph_file(precision) for precision in job.recipe.export.precision)
+    graphs = map(graph_file, variant_names(job.recipe.export.precision))
     files = (MANIFEST, WEIGHTS, GOLDEN, EVALUATION, *graphs)
     inputs = [_plain(trained), made_by(job.recipe), machine.versions]
     job.stage("export", inputs, [f"{BUNDLE}/{file}" for file in files], work)

@@ -196,7 +196,7 @@ def _learn(learner: Learner, pictures: _Pictures, out: Path, progress: Progress,
             metrics = _epoch(learner, epoch, pictures.train, pictures.validation, progress, after_step)
             if learner.processes.first:
                 records.keep(metrics)
-            progress.report(_line(learner, metrics), last=epoch == section.epochs)
+            progress.report(_line(learner, metrics), last=epoch == section.epochs or _is_patience_over(learner))
 
 
 def _epoch(

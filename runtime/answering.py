@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .batching import BatchLimits, Refused, Waiting
 from .errors import ClosedError, DeadlineError, InvalidRequestError, OverloadedError, RequestError
@@ -41,11 +41,31 @@ class RowsFuture(Future[Outputs]):
         return self.set_running_or_notify_cancel()
 
 
+class Receiver(Protocol):
+    """What of an asyncio.Future is needed to answer; all but `get_loop` is called in that loop, and must not raise."""
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Where the answer is wanted; called from any thread."""
+        ...
+
+    def done(self) -> bool:
+        """Whether no answer is wanted any more."""
+        ...
+
+    def set_result(self, result: Outputs, /) -> None:
+        """The outputs."""
+        ...
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Why there are none."""
+        ...
+
+
 class Request(Waiting, frozen=True, eq=False):
     """What waits in the queue: rows to run, and where the answer goes."""
 
     array: Array
-    future: RowsFuture | asyncio.Future[Outputs]
+    future: RowsFuture | Receiver
 
     def begin(self) -> bool:
         """Whether it still wants an answer; called once, when it has left the queue."""
@@ -54,7 +74,7 @@ class Request(Waiting, frozen=True, eq=False):
 
 def deliver(answered: Iterable[tuple[Request, Answer]]) -> None:
     """Settle threads' futures here, and those of each event loop with one call into it."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Outputs], Answer]]] = {}
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Receiver, Answer]]] = {}
     for request, answer in answered:
         future = request.future
         if not isinstance(future, RowsFuture):
@@ -74,13 +94,13 @@ def fail(requests: Iterable[Request], error_of: Callable[[Request], RequestError
     deliver((request, error_of(request)) for request in requests if request.begin())
 
 
-def _settle_all(answers: list[tuple[asyncio.Future[Outputs], Answer]]) -> None:
+def _settle_all(answers: list[tuple[Receiver, Answer]]) -> None:
     for future, answer in answers:
         if not future.done():
             _settle(future, answer)
 
 
-def _settle(future: RowsFuture | asyncio.Future[Outputs], answer: Answer) -> None:
+def _settle(future: RowsFuture | Receiver, answer: Answer) -> None:
     if isinstance(answer, BaseException):
         future.set_exception(answer)
     else:

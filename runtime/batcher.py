@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from .answering import Answer, Outputs, Request, RowsFuture, closed, deliver, fail, late, refusal, storable
+from .answering import Answer, Outputs, Receiver, Request, RowsFuture, closed, deliver, fail, late, refusal, storable
 from .batching import Batch, BatchLimits, LatencyCurve, WaitingQueue, admit, next_batch
 from .errors import InvalidRequestError, RequestError, UsageError
 from .runner import Array
@@ -49,10 +49,14 @@ class BatcherStats(msgspec.Struct):
     """Left the queue before they started, by the caller's will or because the batcher was closed."""
     queued_rows: int = 0
     """Waiting now."""
+    queued_requests: int = 0
+    """Waiting now."""
     queue_s: float = 0.0
     """Sum over the requests that ran of the time from arrival to start."""
     compute_s: float = 0.0
     """Sum over batches of the time that they ran."""
+    run_s: float = 0.0
+    """Sum over the requests that ran of the time that their batch ran."""
 
 
 class Batcher:
@@ -129,10 +133,21 @@ class Batcher:
             self._leave_queue(request)
             raise
 
+    def enqueue(
+        self, rows: Array, receiver: Receiver, *, deadline_s: float | None = None, priority: int = 0
+    ) -> Request:
+        """`asubmit` without a task: the receiver gets the answer, in its loop. `withdraw` takes the request back."""
+        return self._enqueue(rows, deadline_s, priority, receiver)
+
+    def withdraw(self, request: Request) -> bool:
+        """Take a request of `enqueue` out of the queue; False where it is not in it any more."""
+        return self._leave_queue(request)
+
     def stats(self) -> BatcherStats:
         """The totals so far."""
         with self._lock:
-            return msgspec.structs.replace(self._totals, queued_rows=self._queue.rows)
+            now = {"queued_rows": self._queue.rows, "queued_requests": len(self._queue)}
+            return msgspec.structs.replace(self._totals, **now)
 
     def close(self, drain: bool = True, timeout_s: float | None = None) -> None:
         """Accept nothing more; answer what waits (drain) or fail it with ClosedError; wait for the threads to end.
@@ -171,7 +186,7 @@ class Batcher:
         array: Array,
         deadline_s: float | None,
         priority: int,
-        future: RowsFuture | asyncio.Future[Outputs],
+        future: RowsFuture | Receiver,
     ) -> Request:
         if not isinstance(array, np.ndarray) or not array.ndim or not len(array):
             raise InvalidRequestError(f"a request is an array of one or more rows, found {_described(array)}")
@@ -295,6 +310,7 @@ class Batcher:
             if requests:
                 self._totals.batches += 1
                 self._totals.compute_s += ended_s - began_s
+                self._totals.run_s += (ended_s - began_s) * len(requests)
                 self._totals.requests += len(requests) - failed
                 self._totals.failed += failed
                 self._totals.rows += rows

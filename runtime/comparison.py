@@ -103,7 +103,8 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
     """Top-1 of port and original on the same samples: the paired difference, its interval, McNemar's exact test.
 
     Allowed are no changed predictions but those that ties explain: samples whose two best logits in the original are
-    closer than twice the bound of parity, where a faithful port may answer either way. A row with a NaN is no answer.
+    closer than twice the bound of parity, where a faithful port may answer either way. A precision whose bounds state
+    `max_drop` may lose that many points in place of it, whichever predictions change. A row with a NaN is no answer.
     """
     finite = np.isfinite(port).all(axis=1)
     ours, theirs = finite & (port.argmax(1) == labels), original.argmax(1) == labels
@@ -129,14 +130,15 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
         f"top-1 {ours.mean():.2%}, the original {theirs.mean():.2%}, on {count} held-out samples; "
         f"{int(changed.sum())} predictions changed, {int(tied.sum())} ties may go either way"
     )
-    return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
+    return judged("accuracy", variant, runner, measured, _losses(bounds), detail)
 
 
 def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str) -> Verdict:
     """What `accuracy` is where a picture has several labels (N, K): every decision of both on the same samples.
 
     A label is said to be there where its logit is above 0. Allowed are no changed decisions but those whose logit in
-    the original is no further from 0 than the bound of parity. Told besides: the paired difference over all decisions,
+    the original is no further from 0 than the bound of parity, or a drop of `max_drop` points where the bounds state
+    it. Told besides: the paired difference over all decisions,
     which is not independent within a picture, and the share of pictures that are right in every label.
     """
     there, answered = labels.astype(bool), _answered(port)
@@ -164,7 +166,13 @@ def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *,
         f"samples with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so "
         "close that they may"
     )
-    return judged("accuracy", variant, runner, measured, {"unexplained": 0.0, "non_finite": 0.0}, detail)
+    return judged("accuracy", variant, runner, measured, _losses(bounds), detail)
+
+
+def _losses(bounds: Bounds) -> dict[str, float]:
+    """What accuracy may lose: nothing that ties don't explain, or so many points."""
+    loss = {"unexplained": 0.0} if bounds.max_drop is None else {"drop_points": bounds.max_drop}
+    return loss | {"non_finite": 0.0}
 
 
 def _answered(logits: Logits) -> NDArray[np.bool_]:

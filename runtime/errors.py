@@ -3,6 +3,7 @@
     TrueportError                 exit code
     ├── UsageError                2   wrong argument, unknown name, unreadable input
     │   └── ImageError            2   one picture can't be decoded or is not accepted
+    ├── GateError                 1   a gate failed that has to pass before what was asked for is done
     ├── ExportError               2   the model can't be exported, or the graph breaks its contract
     ├── MissingError              3   this machine lacks a package, a device or a library
     ├── BundleError               4   damaged, tampered with, or of a schema that is not understood
@@ -11,9 +12,10 @@
         ├── InvalidRequestError   2   wrong shape, dtype, name or number of rows
         ├── OverloadedError           refused at admission: the queue is full or the deadline can't be met
         ├── DeadlineError             accepted, but its deadline passed before it could run
+        ├── OutputError               the model answered with NaN or infinity
         └── ClosedError               the session is closed or closing
 
-A gate that fails is not an error: it is a `Verdict` that is falsy, and exit code 1.
+Elsewhere a gate that fails is not an error: it is a `Verdict` that is falsy, and exit code 1.
 """
 
 from __future__ import annotations
@@ -43,6 +45,12 @@ class UsageError(TrueportError):
 
 class ImageError(UsageError):
     """A picture that can't be decoded, or is outside the accepted formats or limits."""
+
+
+class GateError(TrueportError):
+    """A gate failed that has to pass first; the message names what was measured and what is allowed."""
+
+    exit_code = EXIT_GATE_FAILED
 
 
 class ExportError(TrueportError):
@@ -86,6 +94,10 @@ class OverloadedError(RequestError):
 
 class DeadlineError(RequestError):
     """The deadline passed while the request was waiting; it was not run."""
+
+
+class OutputError(RequestError):
+    """The model answered with NaN or infinity, which is no answer."""
 
 
 class ClosedError(RequestError):

@@ -307,9 +307,9 @@ def parse_nvidia_smi(text: str) -> tuple[Gpu, ...]:
     )
 
 
-def installed_versions() -> dict[str, str]:
+def installed_versions(distributions: Mapping[str, tuple[str, ...]] = DISTRIBUTIONS) -> dict[str, str]:
     """Versions of what is installed, by the names of `DISTRIBUTIONS`."""
-    versions = {name: _version(candidates) for name, candidates in DISTRIBUTIONS.items()}
+    versions = {name: _version(candidates) for name, candidates in distributions.items()}
     return {name: version for name, version in versions.items() if version is not None}
 
 

@@ -97,10 +97,14 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Points of accuracy (0.5: half a per cent) that may be lost; None: no prediction may change but by a tie."""
 
 
+Method = Literal["minmax", "entropy", "percentile"]
+"""How the ranges of activations follow from the calibration pictures."""
+
+
 class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One calibration, and what it was worth on validation pictures."""
 
-    method: str
+    method: Method
     samples: int
     float_layers: int
     """How many layers were kept in float."""
@@ -117,8 +121,7 @@ class Quantization(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     scheme: Literal["u8s8", "s8s8"]
     """Activations and weights. u8s8: unsigned and asymmetric, for x86 CPUs; s8s8: signed and symmetric, for GPUs."""
-    method: Literal["minmax", "entropy", "percentile"]
-    """How the ranges of activations follow from the calibration pictures."""
+    method: Method
     samples: int
     """Pictures of the training part that it was calibrated on."""
     per_channel: bool

@@ -121,7 +121,7 @@ def decode(source: Encoded | Image.Image, limits: ImageLimits = DEFAULT_LIMITS) 
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is {_stranger(data)} ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing of hostile bytes trips on
-        raise ImageError(f"{name} can't be decoded: {error}; it is damaged or truncated") from error
+        raise ImageError(f"{name} is damaged and can't be decoded: {error}") from error
 
 
 def _encoded(source: Encoded, limits: ImageLimits) -> tuple[str, bytes]:

@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from . import preprocessing
-from .batcher import Batcher
-from .batching import BatchLimits
+from . import preprocessing, tuned
+from .batcher import UNKNOWN, Batcher
+from .batching import BatchLimits, LatencyCurve
 from .bundle import Bundle
-from .errors import ClosedError, InvalidRequestError, UsageError
+from .errors import ClosedError, InvalidRequestError, MissingError, UsageError
 from .machine import available_cores
 from .manifest import Manifest, Variant
 from .runner import Array, Runner, RunnerOptions, RunnerReport
@@ -32,6 +32,7 @@ from .scores import scores_from_logits
 if TYPE_CHECKING:
     from .preprocessing import Picture
     from .server import App
+    from .tuned import Choice, Prefer
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -73,31 +74,82 @@ def load(
     path: str | Path,
     *,
     variant: str | None = None,
-    runner: str = DEFAULT,
+    runner: str | None = None,
     threads: int | None = None,
     limits: BatchLimits | None = None,
+    prefer: Prefer = "throughput",
 ) -> Session:
     """Open a bundle, verify all of it, and make it ready to answer.
 
-    variant: by its name in the bundle; None: the first.
-    runner: `onnxruntime:cpu` or `onnxruntime:cuda`: used or refused, never replaced by another.
-    threads: of one inference; None: one for each core that this process may use. limits: of the batcher.
+    variant: by its name in the bundle; runner: by its name in `runners.RUNNERS`; threads: of one inference. What is
+    given is used or refused, never replaced by another. Where none of the three is, it is what `trueport tune` found
+    to be fastest on this machine; else the bundle's first variant on `onnxruntime:cpu`, one thread for each core that
+    this process may use. `Session.chosen` says which, and why.
+    prefer: of what was found, most images a second or the fastest answer to a single picture.
+    limits: of the batcher; None: the batch that was found to be best, else those of `BatchLimits`.
     Raises UsageError, MissingError or BundleError as the tree in `trueport.runtime.errors` has them.
     """
+    if prefer not in ("throughput", "latency"):
+        raise UsageError(f"prefer must be 'throughput' or 'latency', found {prefer!r}")
     bundle = Bundle.open(path)
-    options = RunnerOptions(threads=threads)
-    return Session(bundle, bundle.variant(variant), open_runner(bundle, runner, variant, options), limits)
+    why = _AS_ASKED
+    if variant is None and runner is None and threads is None:
+        choice, found, why = tuned.find_choice(bundle, prefer)
+        if choice and found:
+            session = _tuned_session(bundle, choice, f"tuned on {found.tuned_at[:10]} for this machine", limits)
+            if isinstance(session, Session):
+                return session
+            why = session
+    opened = open_runner(bundle, runner or DEFAULT, variant, RunnerOptions(threads=threads))
+    used, report = bundle.variant(variant), opened.report()
+    what = tuned.described(used.name, report.name, RunnerOptions(threads=report.threads))
+    return Session(bundle, used, opened, limits, chosen=_chosen(what, why))
+
+
+_AS_ASKED = "as asked"
+
+
+def _tuned_session(bundle: Bundle, choice: Choice, found: str, limits: BatchLimits | None) -> Session | str:
+    """The session of a tuned choice, or why this machine can't open it any more."""
+    try:
+        opened = open_runner(bundle, choice.runner, choice.variant, choice.options)
+    except (MissingError, UsageError) as error:
+        return str(error)
+    rows = choice.max_batch_rows
+    limits = limits or BatchLimits(max_batch_rows=rows, max_queue_rows=max(rows, BatchLimits.max_queue_rows))
+    chosen = f"{found}: {choice.described()}, batches of up to {limits.max_batch_rows}"
+    return Session(bundle, bundle.variant(choice.variant), opened, limits, curve=choice.latency_curve(), chosen=chosen)
+
+
+def _chosen(what: str, why: str) -> str:
+    """Why it is not a tuned choice. why: what kept one from being used; empty where there is none."""
+    if why == _AS_ASKED:
+        return f"{_AS_ASKED}: {what}"
+    if not why:
+        return f"default: {what}; no tuned choice: `trueport tune` finds one"
+    return f"default: {what}; the tuned choice is not used: {why}; `trueport tune` finds one anew"
 
 
 class Session:
     """A model that answers. Made by `load`; safe to use from several threads; close it or use it in a `with`."""
 
-    def __init__(self, bundle: Bundle, variant: Variant, runner: Runner, limits: BatchLimits | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        variant: Variant,
+        runner: Runner,
+        limits: BatchLimits | None = None,
+        *,
+        curve: LatencyCurve = UNKNOWN,
+        chosen: str = "",
+    ) -> None:
         self.bundle = bundle
         self.variant = variant
         self.runner = runner
+        self.chosen = chosen
+        """Which variant on which runner, and why, in a sentence."""
         self._run = runner.run
-        self.batcher = Batcher(self._outputs, limits or BatchLimits())
+        self.batcher = Batcher(self._outputs, limits or BatchLimits(), curve=curve)
         self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
         self._row_shape = bundle.manifest.preprocessing.shape
         self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")

@@ -151,9 +151,9 @@ def _luck(count: int, over: int, percentile: float) -> float:
 def measure(call: Call, *, seconds: float, rows: int, clock: Clock = time.perf_counter_ns) -> LatencySummary:
     """Time one call alone, for so many seconds after a warm-up. Raises UsageError for a bad argument."""
     _check(seconds, rows)
-    with _no_collector():
-        _timed(call, min(WARM_UP_S, seconds / 10), clock)
-        durations = _timed(call, seconds, clock)
+    with no_collector():
+        timed(call, min(WARM_UP_S, seconds / 10), clock)
+        durations = timed(call, seconds, clock)
     return Samples(durations, rows).summary()
 
 
@@ -177,17 +177,17 @@ def compare(
         raise UsageError(f"an interval over blocks needs at least 2 of them, found min_blocks = {min_blocks}")
     segment_s = min(SEGMENT_S, seconds / (4 * min_blocks))
     blocks = _Blocks()
-    with _no_collector():
+    with no_collector():
         end = clock() + int(seconds * 1e9)
         for call in (b, a):
-            _timed(call, min(WARM_UP_S, seconds / 20), clock)
+            timed(call, min(WARM_UP_S, seconds / 20), clock)
         _settle(a, segment_s, clock)
         while len(blocks.a) < min_blocks or clock() < end:
-            first = _timed(a, segment_s, clock)
+            first = timed(a, segment_s, clock)
             _settle(b, segment_s, clock)
-            both = _timed(b, segment_s, clock), _timed(b, segment_s, clock)
+            both = timed(b, segment_s, clock), timed(b, segment_s, clock)
             _settle(a, segment_s, clock)
-            blocks.add((first, _timed(a, segment_s, clock)), both)
+            blocks.add((first, timed(a, segment_s, clock)), both)
     return blocks.paired(rows, seed)
 
 
@@ -247,10 +247,10 @@ def wait_until_quiet(limit_s: float = 0.2) -> None:
 def _settle(call: Call, segment_s: float, clock: Clock) -> None:
     """After a change of call: let the other one's threads come to rest, then warm this one up again."""
     wait_until_quiet()
-    _timed(call, segment_s / 8, clock)
+    timed(call, segment_s / 8, clock)
 
 
-def _timed(call: Call, seconds: float, clock: Clock) -> NDArray[np.float64]:
+def timed(call: Call, seconds: float, clock: Clock) -> NDArray[np.float64]:
     """Durations in seconds of calls one after another until so much time has passed, one call at least.
 
     The end is set by time and not by a count, so that a neighbour who takes the processor can't make it last longer.
@@ -266,7 +266,7 @@ def _timed(call: Call, seconds: float, clock: Clock) -> NDArray[np.float64]:
 
 
 @contextmanager
-def _no_collector() -> Iterator[None]:
+def no_collector() -> Iterator[None]:
     """Keep the garbage collector out of what is timed."""
     was_on = gc.isenabled()
     gc.collect()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from trueport.pipeline.export_run import export_run
 from trueport.pipeline.recipe import Recipe, load_recipe
@@ -37,6 +41,21 @@ def bundle_path(run_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def own_bundle(bundle_path: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that a test may damage."""
     return Path(shutil.copytree(bundle_path, tmp_path / "own.bundle"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def exporter_functions() -> Iterator[None]:
+    """torch's exporter reads the source of its five hundred functions anew for every export: here, once."""
+    read = functools.cache(ONNXRegistry.from_torchlib)
+
+    def from_torchlib(**version: int) -> ONNXRegistry:
+        registry = copy.copy(read(**version))
+        registry.functions = {name: [*functions] for name, functions in registry.functions.items()}
+        return registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        yield
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -145,11 +145,11 @@ def declared(*extras: str) -> set[str]:
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("runtime", ("serve",)),
+        ("runtime", ("serve", "openvino")),
         ("models", ("train", "timm")),
         ("export", ("train",)),
         ("pipeline", ("serve", "train")),
-        ("tests", ("serve", "train", "timm", "dev")),
+        ("tests", ("serve", "train", "timm", "openvino", "dev")),
     ],
 )
 def test_everything_imported_is_declared(folder: str, extras: tuple[str, ...]) -> None:

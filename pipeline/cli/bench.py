@@ -20,7 +20,7 @@ def bench(
         float, typer.Option(metavar="SECONDS", help="For each batch size, original and port together.")
     ] = 2.0,
     runner: Annotated[
-        str, typer.Option(metavar="RUNNER", help="onnxruntime:cpu or onnxruntime:cuda.")
+        str, typer.Option(metavar="RUNNER", help="Such as openvino:cpu; `trueport doctor` tells which work here.")
     ] = "onnxruntime:cpu",
     variant: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's first where not given.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, metavar="N", help="Of both; all cores where not given.")] = None,
@@ -38,7 +38,7 @@ def bench(
         bundle,
         runner=runner,
         variant=variant,
-        batches=_sizes(batch),
+        batches=sizes(batch),
         seconds=seconds,
         threads=threads,
         trust_code=trust_code,
@@ -49,7 +49,8 @@ def bench(
         print_table(bench_table(report))
 
 
-def _sizes(text: str) -> list[int]:
+def sizes(text: str) -> list[int]:
+    """Batch sizes as they are given on the command line."""
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:

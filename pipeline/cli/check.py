@@ -17,8 +17,12 @@ app = new_app()
 @app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    variant: Annotated[list[str], typer.Option(metavar="NAME", help="Only this variant; repeatable.")] = [],  # noqa: B006
-    runner: Annotated[list[str], typer.Option(metavar="RUNNER", help="Repeatable.")] = ["onnxruntime:cpu"],  # noqa: B006
+    variant: Annotated[
+        list[str], typer.Option(metavar="NAME", help="Repeatable; those made for the runner's device where not given.")
+    ] = [],  # noqa: B006
+    runner: Annotated[
+        list[str], typer.Option(metavar="RUNNER", help="Repeatable; all: every one that this machine can open.")
+    ] = ["onnxruntime:cpu"],  # noqa: B006
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
     ] = None,
@@ -30,6 +34,7 @@ def check(
     """Prove it: numeric parity, batch invariance, preprocessing and accuracy. Exit code 1 where a gate failed.
 
     With torch installed the original is rebuilt and asked anew; without, its recorded answers are the reference.
+    A variant that was not named and can't run here is told as not run, and never counted as passed.
     """
     from ..check import check as check_bundle
     from ..check import check_table

@@ -22,12 +22,14 @@ def export(
         Path | None, typer.Option(metavar="FOLDER", help="Bundle folder; RUN/bundle where not given.")
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Comma-separated; the recipe's where not given.")
+        str | None,
+        typer.Option(metavar="NAMES", help="Of fp32, fp16, bf16 and int8, comma-separated; else the recipe's."),
     ] = None,
 ) -> None:
     """Export. An older bundle in the same place is replaced in one step, or stays whole where this fails."""
     import msgspec
 
+    from ..console import say
     from ..export_run import export_run
     from ..run_folder import Run
 
@@ -35,7 +37,10 @@ def export(
     if precision:
         section = msgspec.structs.replace(recipe.export, precision=_precisions(precision))
         recipe = msgspec.structs.replace(recipe, export=section)
-    folder, manifest = export_run(run, out, recipe)
+    folder, manifest = export_run(run, out, recipe, say)
+    for variant in manifest.variants:
+        for warning in variant.warnings:
+            say(f"warning: {variant.name}: {warning}")
     size = sum(entry.size for entry in manifest.files.values())
     names = ", ".join(variant.name for variant in manifest.variants)
     print(f"{folder}: {manifest.name} {manifest.version}, {names}, {len(manifest.labels)} classes, {size:,} bytes")

@@ -79,8 +79,8 @@ def _read(path: Path) -> tuple[list[Row], bool]:
                 continue
             if len(cells) != len(columns):
                 raise UsageError(
-                    f"{path} has {len(cells)} cells in line {reader.line_num}, expected {len(columns)} as in its first "
-                    'line: write a cell that holds the separator between "'
+                    f"{path} has {len(cells)} cell{'s' * (len(cells) > 1)} in line {reader.line_num}, expected "
+                    f"{len(columns)} as in its first line: {_remedy(len(cells), len(columns))}"
                 )
             cell_of = {name: cell.strip() for name, cell in zip(columns, cells, strict=True)}
             rows.append(_row(path, reader.line_num, cell_of))
@@ -89,6 +89,10 @@ def _read(path: Path) -> tuple[list[Row], bool]:
     if not rows:
         raise UsageError(f"{path} lists no pictures, expected a first line such as image,label and a line for each")
     return rows, "labels" in (columns or ())
+
+
+def _remedy(found: int, expected: int) -> str:
+    return "fill in what is missing" if found < expected else 'write a cell that holds the separator between "'
 
 
 def _text(path: Path) -> str:

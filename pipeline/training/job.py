@@ -109,8 +109,7 @@ def found(job: Job, out: Path, replace: bool) -> Run | Checkpoint | None:
         raise _other_setup(out, changed, before, now)
     if not changed and isinstance(there, Checkpoint) and not (out / run_folder.WEIGHTS).exists():
         raise UsageError(
-            f"{out} has lost its {run_folder.WEIGHTS}, the best so far: "
-            "restore it, or discard the run with --afresh (resume=False)"
+            f"{out} has lost its {run_folder.WEIGHTS}, the best so far: restore it, or discard the run with --afresh"
         )
     return None if changed else there
 
@@ -137,5 +136,5 @@ def _other_setup(out: Path, changed: list[str], before: dict[str, Any], now: dic
     ]
     return UsageError(
         f"{out} holds a run of another setup, different in {', '.join(told)}: "
-        "train into another folder, or discard this one with --afresh (resume=False)"
+        "train into another folder, or discard this one with --afresh"
     )

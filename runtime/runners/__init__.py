@@ -24,7 +24,11 @@ class RunnerKind(NamedTuple):
 
 RUNNERS: dict[str, RunnerKind] = {
     "onnxruntime:cpu": RunnerKind("ort", "cpu"),
-    "onnxruntime:cuda": RunnerKind("ort", "gpu"),
+    "openvino:cpu": RunnerKind("openvino_cpu", "cpu"),
+    "onnxruntime:cuda": RunnerKind("ort_cuda", "gpu"),
+    "onnxruntime:tensorrt": RunnerKind("ort_tensorrt", "gpu"),
+    "tensorrt": RunnerKind("tensorrt", "gpu"),
+    "rtx": RunnerKind("tensorrt", "gpu"),
 }
 
 

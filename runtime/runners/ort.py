@@ -1,4 +1,8 @@
-"""Runs an ONNX variant through onnxruntime, on the provider that was asked for or not at all."""
+"""Runs an ONNX variant through onnxruntime: on the CPU, and what its other providers share with that.
+
+A provider that was asked for is used or refused: onnxruntime would rather go on without one that does not load, and
+leave single nodes to the CPU.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,22 @@ import onnxruntime
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, InvalidProtobuf
 
 from ..bundle import Bundle
-from ..errors import BundleError, ClosedError, MissingError
+from ..errors import BundleError, ClosedError, InvalidRequestError, MissingError
 from ..machine import available_cores
 from ..manifest import DType, TensorSpec, Variant
 from ..runner import Array, RunnerOptions, RunnerReport
+from .ort_layers import layers_of, profiled
+from .reached import require_reached
 
+CPU = "CPUExecutionProvider"
 _WARNING, _FATAL = 2, 4  # onnxruntime's log severities
-_BAD_GRAPH = (InvalidArgument, InvalidGraph, InvalidProtobuf)
+BAD_GRAPH = (InvalidArgument, InvalidGraph, InvalidProtobuf)
 _DTYPES: dict[str, DType] = {
     "tensor(uint8)": "uint8",
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
     "tensor(int64)": "int64",
 }
-
-
 _LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -34,31 +39,52 @@ _LEVELS = {
 
 
 def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerOptions) -> OrtRunner:
-    """`onnxruntime:cpu` and `onnxruntime:cuda`: the graph is loaded from the very bytes whose hash was checked."""
-    device = runner.partition(":")[2]
-    return OrtRunner(bundle.read(variant.file), device, options, name=str(bundle.file(variant.file)))
+    """`onnxruntime:cpu`: the graph is loaded from the very bytes whose hash was checked.
+
+    Raises BundleError for a damaged graph, MissingError where it is computed in another precision here.
+    """
+    graph, name = bundle.read(variant.file), str(bundle.file(variant.file))
+    settings = session_options(options)
+    if variant.precision == "fp32":  # what nothing on a CPU falls below; reading it back would cost a start one run
+        return OrtRunner(_on_cpu(graph, name, settings), runner, name=name)
+    with profiled(settings):
+        session = _on_cpu(graph, name, settings)
+        layers = layers_of(session)
+    require_reached(variant, layers, f"the CPU provider of onnxruntime {onnxruntime.__version__}")
+    return OrtRunner(session, runner, name=name, layers=layers)
 
 
 class OrtRunner:
     """One onnxruntime session.
 
-    graph: a serialised ONNX model; name: what messages call it.
-    Raises MissingError where the provider can't be had or can't take the whole graph, BundleError for a damaged graph.
+    runner: its name on the command line; name: what messages call the graph; layers: as `RunnerReport` has them.
+    max_rows: of a batch, where the provider has a limit.
+    Raises BundleError for tensors of other types than a bundle's.
     """
 
-    def __init__(self, graph: bytes, device: str, options: RunnerOptions, *, name: str = "the graph") -> None:
-        self._device = device
-        self._threads = options.threads or available_cores()
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = self._threads
-        settings.graph_optimization_level = _LEVELS[options.graph_level]
-        settings.log_severity_level = _FATAL  # errors reach us as exceptions
-        settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
-        self._session = _session(graph, name, device, settings)
-        self.inputs = tuple(_spec(node, name) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node, name) for node in self._session.get_outputs())
-        self._provider = self._session.get_providers()[0]
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        runner: str,
+        *,
+        name: str = "the graph",
+        layers: Mapping[str, int] | None = None,
+        max_rows: int | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> None:
+        self._session = session
+        self._max_rows = max_rows
+        self.inputs = tuple(_spec(node, name) for node in session.get_inputs())
+        self.outputs = tuple(_spec(node, name) for node in session.get_outputs())
         self._names = [spec.name for spec in self.outputs]
+        self._report = RunnerReport(
+            name=runner,
+            provider=session.get_providers()[0],
+            device="cpu" if runner == "onnxruntime:cpu" else "cuda",
+            threads=session.get_session_options().intra_op_num_threads,
+            versions={"onnxruntime": onnxruntime.__version__, **(versions or {})},
+            layers=dict(layers or {}),
+        )
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Answer one batch; onnxruntime checks names, types and shapes. Raises ClosedError after `close`."""
@@ -66,73 +92,94 @@ class OrtRunner:
             session = self._session
         except AttributeError:
             raise ClosedError("the runner is closed: open it again") from None
-        outputs = session.run(self._names, feeds)
+        try:
+            outputs = session.run(self._names, feeds)
+        except Exception:
+            self._refuse_large(feeds)
+            raise
         return dict(zip(self._names, outputs))  # noqa: B905 — as many as were asked for
 
     def report(self) -> RunnerReport:
         """Provider as the session itself tells it."""
-        return RunnerReport(
-            name=f"onnxruntime:{self._device}",
-            provider=self._provider,
-            device=self._device,
-            threads=self._threads,
-            versions={"onnxruntime": onnxruntime.__version__},
-        )
+        return self._report
 
     def close(self) -> None:
         """Drop the session; its memory goes when the last run in flight has ended. Closing twice is fine."""
         with contextlib.suppress(AttributeError):
             del self._session
 
+    def _refuse_large(self, feeds: Mapping[str, Array]) -> None:
+        rows = max((len(array) for array in feeds.values()), default=0)
+        if self._max_rows is not None and rows > self._max_rows:
+            raise InvalidRequestError(
+                f"{self._report.name} takes 1 to {self._max_rows} rows, found {rows}: run them in several batches"
+            )
 
-def _session(graph: bytes, name: str, device: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    if device == "cuda":
-        return _cuda_session(graph, name, options)
-    # Fail is a bad graph here; of the CUDA provider it is a device that failed as well.
-    return _created(graph, name, options, ["CPUExecutionProvider"], (*_BAD_GRAPH, Fail))
+
+def session_options(options: RunnerOptions) -> onnxruntime.SessionOptions:
+    """The settings for a runner's options; onnxruntime's errors reach us as exceptions, not as lines on a terminal."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.threads or available_cores()
+    settings.graph_optimization_level = _LEVELS[options.graph_level]
+    settings.log_severity_level = _FATAL
+    settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.spinning)))
+    return settings
 
 
-def _cuda_session(graph: bytes, name: str, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session whose every node is on the GPU, or MissingError.
-
-    onnxruntime would rather go on without a provider that does not load, and leave single nodes to the CPU.
-    """
-    provider = "CUDAExecutionProvider"
+def require_provider(provider: str, runner: str) -> None:
+    """Raise MissingError where this build of onnxruntime has not even heard of a provider."""
     if provider not in onnxruntime.get_available_providers():
         raise MissingError(
-            "onnxruntime:cuda needs a CUDA build of onnxruntime, this one has none: "
+            f"{runner} needs a CUDA build of onnxruntime, this one has none: "
             "pip uninstall onnxruntime && pip install 'trueport[cuda]'"
         )
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    cuda = (provider, {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"})
-    with _quiet() as complaints:
+
+
+def session_on(
+    provider: str,
+    provider_options: Mapping[str, str],
+    graph: bytes,
+    name: str,
+    settings: onnxruntime.SessionOptions,
+    runner: str,
+    remedy: str,
+) -> onnxruntime.InferenceSession:
+    """A session whose every node is on the GPU by that provider, or MissingError.
+
+    remedy: what brings the libraries that a provider does not load without.
+    """
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    with quiet() as complaints:
         onnxruntime.preload_dlls(directory="")  # CUDA and cuDNN from their pip packages, without torch
-        session = _created(graph, name, options, [cuda, "CPUExecutionProvider"], _BAD_GRAPH)
+        # Fail is a device that failed here, not only a bad graph.
+        session = created(graph, name, settings, [(provider, dict(provider_options)), CPU], BAD_GRAPH)
     session.disable_fallback()
     if session.get_providers()[0] != provider:
-        reason = complaints.getvalue().strip().splitlines()[:1] or ["no usable NVIDIA GPU or driver"]
-        raise MissingError(
-            f"onnxruntime:cuda can't be used here: {reason[0]}; pip install 'trueport[cuda]' brings CUDA's libraries, "
-            "the driver comes with the system, `trueport doctor` tells more"
-        )
-    elsewhere = [
-        node.name or node.op_type
-        for subgraph in session.get_provider_graph_assignment_info()
-        if subgraph.ep_name != provider
-        for node in subgraph.get_nodes()
-    ]
-    if elsewhere:
-        raise MissingError(f"onnxruntime:cuda can't run these nodes of the graph: {', '.join(elsewhere)}")
+        reason = complaints.getvalue().strip().splitlines()[:1] or ["no usable NVIDIA GPU, driver or library"]
+        raise MissingError(f"{runner} can't be used here: {reason[0]}; {remedy}, `trueport doctor` tells more")
+    if elsewhere := nodes_elsewhere(session.get_provider_graph_assignment_info(), provider):
+        raise MissingError(f"{runner} can't run these nodes of the graph: {', '.join(elsewhere)}")
     return session
 
 
-def _created(
+def nodes_elsewhere(assignment: Any, provider: str) -> list[str]:
+    """Names, or operators where they have none, of the nodes that went to another provider."""
+    return [
+        node.name or node.op_type
+        for subgraph in assignment
+        if subgraph.ep_name != provider
+        for node in subgraph.get_nodes()
+    ]
+
+
+def created(
     graph: bytes,
     name: str,
     options: onnxruntime.SessionOptions,
     providers: list[Any],
     bad_graph: tuple[type[Exception], ...],
 ) -> onnxruntime.InferenceSession:
+    """A session; BundleError for the errors that mean a bad graph, MissingError for any other."""
     try:
         return onnxruntime.InferenceSession(graph, options, providers=providers)
     except bad_graph as error:
@@ -141,12 +188,8 @@ def _created(
         raise MissingError(f"onnxruntime {onnxruntime.__version__} can't run {name} here: {_reason(error)}") from error
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 @contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
+def quiet() -> Iterator[io.StringIO]:
     """Collect what onnxruntime prints while it looks for libraries, and silence its log.
 
     Both are the whole process's: for as long as this lasts other threads' prints are collected too, and a host that had
@@ -159,6 +202,14 @@ def _quiet() -> Iterator[io.StringIO]:
             yield said
     finally:
         onnxruntime.set_default_logger_severity(_WARNING)
+
+
+def _on_cpu(graph: bytes, name: str, settings: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    return created(graph, name, settings, [CPU], (*BAD_GRAPH, Fail))
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _spec(node: Any, name: str) -> TensorSpec:

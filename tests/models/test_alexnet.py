@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from trueport import models
-from trueport.export.graph import onnx_from_original
-from trueport.export.original import Original, OriginalRunner
 from trueport.models.layers import response_norm
-from trueport.runtime.manifest import Normalisation, Preprocessing
 
 MAPS = {"alexnet": (96, 256, 384, 384, 256), "alexnet_half": (48, 128, 192, 192, 128)}
 SIZES = (55, 27, 27, 13, 13, 13, 13, 6)
@@ -74,21 +69,3 @@ def test_dropout_is_on_the_first_two_linear_layers_and_in_training_alone() -> No
         assert not torch.equal(model(image), model(image))
         model.eval()
         assert torch.equal(model(image), model(image))
-
-
-@pytest.mark.slow
-def test_exported_graph_agrees() -> None:
-    torch.manual_seed(0)
-    original = Original(
-        models.create("alexnet_half", num_classes=3, width=64),
-        ("a", "b", "c"),
-        Preprocessing(height=224, width=224, mode="RGB"),
-        Normalisation((0.5,) * 3, (0.5,) * 3),
-        "alexnet_half",
-    )
-    graph = onnx_from_original(original).SerializeToString()
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    images = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-    expected = OriginalRunner(original, threads=1).run({"image": images})["logits"]
-    (logits,) = session.run(None, {"image": images})
-    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()

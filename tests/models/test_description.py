@@ -258,12 +258,12 @@ def test_non_square_pictures_of_bpnet() -> None:
     assert found.rows[-1].output == (1000,)
 
 
-SLOW = {"resnet1202"}
-"""Thousands of operators."""
+LONG = {"resnet1202"}
+"""Thousands of operators, those of `resnet110` again and again."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in models.names()]
+    "name", [pytest.param(name, marks=pytest.mark.sweep) if name in LONG else name for name in models.names()]
 )
 def test_every_architecture_is_described_by_formula_and_by_run(name: str) -> None:
     spec = models.spec(name)

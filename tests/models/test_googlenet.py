@@ -128,7 +128,7 @@ def test_minimum_is_the_smallest_it_takes(name: str) -> None:
             model(torch.rand(2, 3, smallest - 1, smallest - 1))
 
 
-@pytest.mark.slow
+@pytest.mark.sweep  # shown to `make test` by test_sweep.py, and by test_describe.py, which counts the graph's layers
 def test_exported_graph_agrees_and_holds_nothing_of_the_auxiliaries() -> None:
     torch.manual_seed(0)
     original = Original(

@@ -19,8 +19,8 @@ def empty_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEAVY = {"resnet101", "resnet152", "resnet1202", "vgg_b", "vgg_b_bn", "vgg_d", "vgg_d_bn", "vgg_e", "vgg_e_bn"}
-"""Names whose every step takes long, even on small pictures; lighter ones share their code."""
-SWEEP = [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in models.names()]
+"""Names whose every step takes long, even on small pictures: left to `make sweep`, as lighter ones share their code."""
+NAMES = [pytest.param(name, marks=pytest.mark.sweep if name in HEAVY else ()) for name in models.names()]
 
 
 def small(name: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def small_size(spec: models.ModelSpec) -> tuple[int, int]:
     return spec.size if spec.sizes or max(spec.size) <= 32 else (max(spec.minimum, 32),) * 2
 
 
-@pytest.mark.parametrize("name", SWEEP)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_answers_logits_for_every_channel_count_and_trains(name: str) -> None:
     spec = models.spec(name)
     for channels in spec.channels:
@@ -48,7 +48,9 @@ def test_every_model_answers_logits_for_every_channel_count_and_trains(name: str
         assert not [key for key, gradient in gradients.items() if gradient is not None and not gradient.any()]
 
 
-@pytest.mark.parametrize("name", SWEEP)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in models.names()]
+)
 def test_every_model_takes_the_size_it_was_designed_for(name: str) -> None:
     """With its own defaults: shapes without numbers."""
     spec = models.spec(name)
@@ -57,7 +59,7 @@ def test_every_model_takes_the_size_it_was_designed_for(name: str) -> None:
         assert model(torch.rand(2, spec.channels[0], *spec.size)).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", SWEEP)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_answers_each_row_alone_in_evaluation(name: str) -> None:
     spec = models.spec(name)
     channels = spec.channels[-1]
@@ -86,7 +88,7 @@ def test_every_model_is_described_and_refuses_what_it_cannot_take(name: str) -> 
         models.create(name, num_classes=0)
 
 
-@pytest.mark.parametrize("name", SWEEP)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_the_same_weights_for_the_same_seed(name: str) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(3)

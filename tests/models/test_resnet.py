@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from trueport import models
-from trueport.models.resnet import BasicBlock, Bottleneck
+from trueport.export.graph import onnx_from_original
+from trueport.export.original import Original, OriginalRunner
+from trueport.models.resnet import BasicBlock, Bottleneck, ResNet
+from trueport.runtime.manifest import Normalisation, Preprocessing
 
 PARAMETERS = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
 
@@ -100,3 +105,26 @@ def test_any_size_is_taken() -> None:
     model = models.create("resnet18", num_classes=3, channels=1).eval()
     assert model(torch.rand(1, 1, 28, 28)).shape == (1, 3)
     assert model(torch.rand(1, 1, 1, 1)).shape == (1, 3)
+
+
+@pytest.mark.slow
+def test_exported_bottlenecks_agree(lively: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(0)
+
+    def make(channels: int, maps: int, stride: int, shortcut: nn.Module | None) -> Bottleneck:
+        return Bottleneck(channels, maps, stride, shortcut)
+
+    original = Original(
+        lively(ResNet(make, (1, 2, 1, 1), 16, 3, 3)),
+        ("a", "b", "c"),
+        Preprocessing(height=32, width=32, mode="RGB"),
+        Normalisation((0.5,) * 3, (0.5,) * 3),
+        "bottlenecks",
+    )
+    graph = onnx_from_original(original).SerializeToString()
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    expected = OriginalRunner(original, threads=1).run({"image": images})["logits"]
+    (logits,) = session.run(None, {"image": images})
+    assert np.ptp(expected) > 0
+    assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()

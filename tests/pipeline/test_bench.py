@@ -281,3 +281,11 @@ def test_the_table_says_where_samples_are_too_few_and_where_nothing_is_shown() -
     assert any(note.startswith(f"{ABSENT}: too few samples") for note in table.notes)
     (doubt,) = [note for note in table.notes if "beyond the noise" in note]
     assert "at batch 8:" in doubt
+
+
+def test_the_title_says_what_the_layers_compute_in(stage: Stage) -> None:
+    report = stage.bench(batches=(1,))
+    port = msgspec.structs.replace(report.port, layers={"int8": 20, "fp32": 1})
+    table = bench_table(msgspec.structs.replace(report, port=port))
+    assert "20 layers in int8, 1 in fp32" in table.title
+    assert "layers" not in bench_table(report).title

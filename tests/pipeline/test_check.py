@@ -15,10 +15,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from trueport.pipeline.check import CheckReport, check, check_table
+from trueport.pipeline import check as check_stage
+from trueport.pipeline.check import OPENING, RECORDING, CheckReport, check, check_summary, check_table, proven
 from trueport.runtime.bundle import GOLDEN, WEIGHTS, sealed
-from trueport.runtime.errors import BundleError, UsageError
+from trueport.runtime.errors import BundleError, MissingError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
+from trueport.runtime.runners import RUNNERS, open_runner
+from trueport.runtime.verdict import judged, not_run
 
 MODEL = "model.fp32.onnx"
 
@@ -176,3 +179,103 @@ def test_the_table_names_what_would_have_passed(own_bundle: Path) -> None:
 def test_a_check_without_a_runner_is_refused(bundle_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a runner"):
         check(bundle_path, runners=[])
+
+
+# Several variants and runners
+
+
+@pytest.fixture
+def variants_bundle(own_bundle: Path) -> Path:
+    """Beside fp32: fp16 for any device, which onnxruntime's CPU provider has no kernels for, and a graph for GPUs."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    halved = convert_float_to_float16(onnx.load(own_bundle / MODEL), keep_io_types=True)
+    manifest = msgspec.json.decode((own_bundle / MANIFEST).read_bytes(), type=Manifest)
+    (fp32,), files = manifest.variants, dict(manifest.files)
+    added = []
+    for name, precision, target, data in (
+        ("fp16", "fp16", "any", halved.SerializeToString()),
+        ("int8-gpu", "int8", "gpu", b"never read"),
+    ):
+        file = f"model.{name}.onnx"
+        (own_bundle / file).write_bytes(data)
+        files[file] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
+        changes = {"name": name, "precision": precision, "target": target, "file": file, "reached": {precision: 5}}
+        added.append(msgspec.structs.replace(fp32, **changes))
+    whole = msgspec.structs.replace(manifest, variants=(fp32, *added), files=files)
+    (own_bundle / MANIFEST).write_bytes(sealed(whole))
+    return own_bundle
+
+
+def test_a_variant_that_can_not_run_here_is_told_and_not_passed(variants_bundle: Path) -> None:
+    report = check(variants_bundle)
+    assert report
+    fp16 = [verdict for verdict in report.verdicts if verdict.variant == "fp16"]
+    assert [(verdict.gate, verdict.status) for verdict in fp16] == [(OPENING, "not run")]
+    assert "computes it in fp32" in fp16[0].detail
+    assert not [verdict for verdict in report.verdicts if verdict.variant == "int8-gpu"], "made for another device"
+    assert check_summary(report) == "faithful: 5 passed, 1 not run, among them all of fp16 on onnxruntime:cpu"
+    rows = check_table(report).rows
+    assert any(status == "not run" and "computes it in fp32" in told for status, _, told in rows)
+
+
+def test_what_was_named_and_can_not_be_had_is_an_error(variants_bundle: Path) -> None:
+    with pytest.raises(MissingError, match="expected fp16"):
+        check(variants_bundle, variants=["fp16"])
+    with pytest.raises(MissingError, match="expected fp16"):
+        check(variants_bundle, variants=["fp32", "fp16"])
+    with pytest.raises(MissingError, match="onnxruntime:tensorrt needs"):
+        check(variants_bundle, runners=["onnxruntime:tensorrt"])
+
+
+def test_all_runners_are_those_that_can_be_opened(variants_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str]] = []
+
+    def open_some(bundle: Any, name: str, variant: str, options: Any) -> Any:
+        if name == "onnxruntime:cuda" or variant == "fp16":
+            raise MissingError("not here")
+        opened.append((name, variant))
+        return open_runner(bundle, "onnxruntime:cpu", variant, options)
+
+    monkeypatch.setattr(check_stage, "open_runner", open_some)
+    monkeypatch.setattr(check_stage, "RUNNERS", {name: RUNNERS[name] for name in ("openvino:cpu", "onnxruntime:cuda")})
+    report = check(variants_bundle, runners=["all"])
+    assert report
+    assert opened == [("openvino:cpu", "fp32")]
+    left_out = [(verdict.variant, verdict.runner) for verdict in report.verdicts if verdict.gate == OPENING]
+    assert left_out == [("fp16", "openvino:cpu"), ("fp32, fp16, int8-gpu", "onnxruntime:cuda")]
+    with pytest.raises(MissingError, match="not here"):
+        check(variants_bundle, runners=["all"], variants=["fp16"])
+
+
+def test_openvino_and_onnxruntime_pass_the_same_gates(bundle_path: Path) -> None:
+    pytest.importorskip("openvino")
+    report = check(bundle_path, runners=["onnxruntime:cpu", "openvino:cpu", "openvino:cpu"])
+    assert report, [verdict.would_pass for verdict in report.failed]
+    assert [runner.name for runner in report.runners] == ["onnxruntime:cpu", "openvino:cpu"]
+    (parity,) = (one for one in report.verdicts if one.gate == "parity" and one.runner == "openvino:cpu")
+    assert parity.detail.endswith("layers in fp32")
+
+
+def test_a_runner_without_a_variant_for_its_device_is_refused(own_bundle: Path) -> None:
+    manifest = msgspec.json.decode((own_bundle / MANIFEST).read_bytes(), type=Manifest)
+    only = msgspec.structs.replace(manifest.variants[0], target="gpu")
+    (own_bundle / MANIFEST).write_bytes(sealed(msgspec.structs.replace(manifest, variants=(only,))))
+    with pytest.raises(UsageError, match="none of the bundle's variants was made for onnxruntime:cpu"):
+        check(own_bundle)
+    assert check(own_bundle, variants=["fp32"]), "named, it is tried"
+
+
+def test_an_unknown_runner_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown runner 'openvino': did you mean openvino:cpu"):
+        check(tmp_path / "nowhere", runners=["openvino"])
+
+
+def test_what_proves_a_port() -> None:
+    passed = judged("parity", "fp32", "it", {"max_abs": 0.0}, {"max_abs": 1.0}, "-")
+    failed = judged("parity", "fp32", "it", {"max_abs": 2.0}, {"max_abs": 1.0}, "-")
+    left_out = [not_run(gate, "fp16", "it", "why") for gate in (OPENING, RECORDING)]
+    assert proven([passed, *left_out])
+    assert not proven(left_out)
+    assert not proven([passed, failed, *left_out])
+    assert not proven([passed, not_run("parity", "fp32", "it", "why")])

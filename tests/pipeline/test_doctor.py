@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import metadata
 
@@ -165,7 +166,7 @@ def test_cores_tell_the_quota() -> None:
 @pytest.mark.parametrize(
     ("findable", "probe", "status", "words"),
     [
-        (False, Probe("", ""), "missing", "pip install tensorrt-rtx"),
+        (False, Probe("", ""), "missing", "pip install 'trueport[rtx]'"),
         (True, Probe("1.7.1", ""), "ok", "1.7.1"),
         (True, Probe("", "libcuda.so.1: cannot open"), "not usable", "install NVIDIA's driver"),
     ],
@@ -183,6 +184,30 @@ def test_tensorrt_flavours(
     row = doctor.tensorrt_row("tensorrt_rtx", machine_with())
     assert row.status == status
     assert words in f"{row.detail} {row.remedy}"
+
+
+def test_openvino_is_really_run() -> None:
+    pytest.importorskip("openvino")
+    row = doctor.openvino_row()
+    assert row.status == "ok", row
+    assert re.fullmatch(r"20\d\d\.\d+\.\d+ loads and answers; this CPU computes in fp32.*", row.detail)
+
+
+def test_openvino_absent_or_broken(monkeypatch: pytest.MonkeyPatch, probes: dict[tuple[str, ...], Probe]) -> None:
+    monkeypatch.setattr(doctor, "_findable", lambda _: False)
+    assert (doctor.openvino_row().status, doctor.openvino_row().remedy) == (
+        "missing",
+        "pip install 'trueport[openvino]'",
+    )
+    monkeypatch.setattr(doctor, "_findable", lambda _: True)
+    probes["openvino",] = Probe("", "ImportError: libopenvino.so")
+    assert (doctor.openvino_row().status, doctor.openvino_row().detail) == ("not usable", "ImportError: libopenvino.so")
+
+
+def test_providers_are_told_with_their_runner() -> None:
+    row = doctor.provider_row("TensorrtExecutionProvider", Probe("", "libnvinfer.so.10: cannot open"), has_gpu=True)
+    assert row.name == "Tensorrt (onnxruntime:tensorrt)"
+    assert "install TensorRT 10" in row.remedy
 
 
 def test_a_torch_that_does_not_import_beside_torchvision(
@@ -252,4 +277,4 @@ def test_groups_come_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch, probes: d
     monkeypatch.setattr(doctor, "_findable", lambda _: True)
     assert probes == {}
     groups = list(dict.fromkeys(row.group for row in doctor.examine().rows))
-    assert groups == ["python", "processor", "gpu", "onnxruntime", "tensorrt", "torch", "extras"]
+    assert groups == ["python", "processor", "gpu", "onnxruntime", "openvino", "tensorrt", "torch", "extras"]

@@ -150,7 +150,14 @@ def make_bundle(
         normalisation=Normalisation((0.5,), (0.5,)),
         labels=labels,
         variants=(
-            Variant(name="fp32", format="onnx", precision="fp32", reached={"fp32": 1}, file="model.fp32.onnx", bounds=BOUNDS),
+            Variant(
+                name="fp32",
+                format="onnx",
+                precision="fp32",
+                reached={"fp32": 1},
+                file="model.fp32.onnx",
+                bounds=BOUNDS,
+            ),
         ),
         provenance=Provenance(
             arch="lenet", arch_args={}, weights_sha256=digest, data="insects", data_sha256=digest, split_sha256=digest,

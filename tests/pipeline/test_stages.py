@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from trueport.pipeline import stages
+from trueport.pipeline import report, stages
+from trueport.pipeline.bench import BenchReport
 from trueport.pipeline.check import check
 from trueport.pipeline.recipe import Recipe, load_recipe
 from trueport.pipeline.run_folder import Run
@@ -19,9 +21,10 @@ from trueport.runtime.errors import UsageError
 
 @pytest.fixture(scope="module")
 def short(recipe: Recipe) -> Recipe:
+    data = msgspec.structs.replace(recipe.data, validation=0.6, test=0.2)
     train = msgspec.structs.replace(recipe.train, epochs=2)
     bench = msgspec.structs.replace(recipe.bench, batch=(1, 4), seconds=0.1)
-    return msgspec.structs.replace(recipe, train=train, bench=bench)
+    return msgspec.structs.replace(recipe, data=data, train=train, bench=bench)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,25 @@ def done(short: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 @pytest.fixture
 def own(done: tuple[Path, Outcome, list[str]], tmp_path: Path) -> Path:
     return Path(shutil.copytree(done[0], tmp_path / "demo"))
+
+
+@pytest.fixture
+def quick(done: tuple[Path, Outcome, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Export, bench and report leave what they left before: which of them are done is then quickly seen."""
+    first, outcome, _ = done
+    seconds = itertools.count(1.0)
+
+    def export_run(_: Path, out: Path, *__: object) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(first / stages.BUNDLE, out, ignore=shutil.ignore_patterns("reports"))
+
+    monkeypatch.setattr(stages, "export_run", export_run)
+
+    def bench(*_: object, **__: object) -> BenchReport:
+        return msgspec.structs.replace(outcome.bench, seconds=next(seconds))  # no two measurements are alike
+
+    monkeypatch.setattr(stages, "bench", bench)
+    monkeypatch.setattr(report, "write_report", lambda path, *_: path.write_text("told"))
 
 
 def worked(recipe: Recipe, out: Path) -> list[str]:
@@ -72,10 +94,12 @@ def test_the_table_at_the_end_holds_the_numbers(done: tuple[Path, Outcome, list[
     assert told["report"].endswith("report.html")
 
 
+@pytest.mark.usefixtures("quick")
 def test_nothing_is_done_twice(short: Recipe, own: Path) -> None:
     assert worked(short, own) == []
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("section", "change", "stages_done"),
     [
@@ -91,6 +115,7 @@ def test_a_changed_recipe_repeats_what_depends_on_it(
     assert worked(msgspec.structs.replace(short, **{section: changed}), own) == stages_done
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("lost", "stages_done"),
     [
@@ -107,6 +132,7 @@ def test_what_was_lost_is_made_again(short: Recipe, own: Path, lost: str, stages
     assert worked(short, own) == stages_done
 
 
+@pytest.mark.usefixtures("quick")
 def test_an_interrupted_stage_is_done_again(short: Recipe, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (own / CHECK_JSON).unlink()
 
@@ -128,6 +154,7 @@ def test_a_folder_of_something_else_is_not_touched(short: Recipe, tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_failed_gate_is_reported_to_the_end(own: Path, short: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     (own / CHECK_JSON).unlink()
 

@@ -54,6 +54,8 @@ def test_resolve_takes_size_from_the_architecture_and_mode_from_the_data() -> No
     preprocessing, normalisation = resolve(recipe_from_table({"name": "x"}), digits)
     assert preprocessing.shape == (32, 32, 1)
     assert normalisation.mean == (0.5,)
+    spelt_out = {"name": "x", "preprocessing": {"mean": [0], "std": [1]}, "model": {"arch": "bpnet"}}
+    assert resolve(recipe_from_table(spelt_out), digits)[1].std == (1.0,)
     asked = recipe_from_table({"name": "x", "preprocessing": {"mode": "RGB", "mean": [0.25]}})
     preprocessing, normalisation = resolve(asked, digits)
     assert preprocessing.shape == (32, 32, 3)
@@ -65,6 +67,11 @@ def test_resolve_takes_size_from_the_architecture_and_mode_from_the_data() -> No
     [
         ({"preprocessing": {"size": 48}}, "lenet takes 32 x 32 pictures and no others, found 48 x 48: change preproc"),
         ({"preprocessing": {"size": 32}, "model": {"arch": "bpnet"}}, "bpnet takes 25 x 15 or .* found 32 x 32"),
+        (
+            {"preprocessing": {"mean": [0.5]}, "model": {"arch": "bpnet"}},
+            r"bpnet takes pictures of mean 0.0 and std 1.0 and no others, found mean \[0.5\] and std \[1.0\]: leave",
+        ),
+        ({"preprocessing": {"std": [0.5]}, "model": {"arch": "bpnet"}}, r"found mean \[0.0\] and std \[0.5\]: leave"),
         ({"preprocessing": {"mean": [0.1, 0.2, 0.3]}}, "mean and std need one value, or 1 for"),
         ({"preprocessing": {"std": [0.0]}}, "std must be positive"),
         ({"preprocessing": {"resize_to": 40}}, "resize_to goes with"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -26,6 +27,28 @@ NAMES: dict[str, Any] = {"variant": "fp32", "runner": "onnxruntime:cpu"}
 
 def logits(rows: int = 20, classes: int = 10) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(size=(rows, classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize("gate", [accuracy, decisions])
+def test_a_precision_may_lose_so_many_points_whichever_predictions_change(gate: Any) -> None:
+    """Ten of a hundred pictures, or a label each of a hundred with ten: as many won are no drop, more lost are."""
+    original = np.full((100, 10), -5, np.float32)
+    truth = np.arange(100) % 10
+    original[np.arange(100), truth] = 5
+    port = original.copy()
+    port[:10] *= -1
+    labels = truth if gate is accuracy else (original > 0).astype(np.uint8)
+    lost = 10.0
+    for allowed, status in ((lost, "passed"), (lost - 0.5, "failed"), (None, "failed")):
+        bounds = msgspec.structs.replace(BOUNDS, max_drop=allowed)
+        verdict = gate(port, original, labels, bounds, **NAMES)
+        assert verdict.measured["drop_points"] == lost
+        assert verdict.status == status
+    assert set(verdict.would_pass) == {"unexplained"}
+    port[50] = np.nan
+    assert (
+        "non_finite" in gate(port, original, labels, msgspec.structs.replace(BOUNDS, max_drop=99.0), **NAMES).would_pass
+    )
 
 
 def test_parity_of_equals_is_perfect() -> None:

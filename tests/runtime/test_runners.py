@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,8 @@ import pytest
 from trueport.runtime.bundle import Bundle, graph_file, sealed
 from trueport.runtime.errors import BundleError, ClosedError, MissingError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Preprocessing, TensorSpec
-from trueport.runtime.runner import RunnerOptions
-from trueport.runtime.runners import open_runner
-from trueport.runtime.runners.ort import OrtRunner
+from trueport.runtime.runner import RunnerOptions, run_in_batches
+from trueport.runtime.runners import RUNNERS, open_runner
 
 GRAPH = graph_file("fp32")
 
@@ -101,9 +102,23 @@ def test_threads_are_at_least_one(bundle_path: Path, threads: int) -> None:
 
 
 def test_a_closed_runner_says_so(bundle_path: Path) -> None:
-    runner = OrtRunner((bundle_path / GRAPH).read_bytes(), "cpu", RunnerOptions(threads=1))
+    runner = open_runner(Bundle.open(bundle_path), options=RunnerOptions(threads=1))
     runner.close()
     runner.close()
     with pytest.raises(ClosedError):
         runner.run({"image": np.zeros((1, 32, 32, 1), np.uint8)})
     assert runner.report().provider == "CPUExecutionProvider"
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_every_runner_has_its_module(name: str) -> None:
+    module = importlib.import_module(f"trueport.runtime.runners.{RUNNERS[name].module}")
+    assert callable(module.open_variant)
+
+
+def test_openvino_runs_a_bundle(bundle_path: Path) -> None:
+    pytest.importorskip("openvino")
+    bundle = Bundle.open(bundle_path)
+    with closing(open_runner(bundle, "openvino:cpu")) as runner:
+        golden = bundle.golden()
+        assert np.abs(run_in_batches(runner, golden.images, 7) - golden.logits).max() <= bundle.variant().bounds.max_abs

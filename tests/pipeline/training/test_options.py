@@ -41,6 +41,7 @@ def test_patience_ends_a_training_that_gets_no_better(recipe_of: Make, tmp_path:
     info = train(recipe, tmp_path, console=Console(file=shown, width=1000))
     assert info.epochs == info.best_epoch + 2 < 50
     assert f"none was better than epoch {info.best_epoch} for 2 epochs" in shown.getvalue()
+    assert f"epoch {info.epochs}/50" in shown.getvalue(), "of many lines, the last is shown"
     (tmp_path / run_folder.RUN).unlink()
     assert train(recipe, tmp_path).epochs == info.epochs, "going on trains no further"
 

@@ -1,0 +1,272 @@
+"""The search for the fastest: all are timed briefly, the better half for longer, the last ones against each other.
+
+Successive halving (Jamieson and Talwalkar 2016). Pure: it decides by what `measure` and `contest` answer, which hold
+the clock. Goals are kept apart, so that what is best at one batch is not lost for being slow at another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
+
+from trueport.runtime.timing import samples_needed
+
+from .space import Arm, Candidate
+
+FIRST_S = 0.1
+"""Given to each arm in the first round; each later one gets twice as much."""
+ROUNDS = 3
+"""Rounds of halving after the first look."""
+FINALISTS = 3
+HOPELESS = 2.0
+"""So many times the leader's time, beyond both intervals: it is not timed at other batches."""
+P99 = 0.99
+P99_TRIES = 6
+MARGIN = 1.15
+"""More time than so many calls took before, as some are slower."""
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """How long one call takes: the median with its 95 % interval, over segments that others' took turns with."""
+
+    rows: int
+    calls: int
+    ms: float
+    low_ms: float
+    high_ms: float
+    p99_ms: float | None
+    """None where too few calls stand behind it."""
+
+    @property
+    def images_per_s(self) -> float:
+        """Of the median."""
+        return self.rows / self.ms * 1e3
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the images a second."""
+        return self.rows / self.high_ms * 1e3, self.rows / self.low_ms * 1e3
+
+
+class Contest(msgspec.Struct, frozen=True, kw_only=True):
+    """Two arms measured in turns, block by block."""
+
+    a: Arm
+    b: Arm
+    ratio: float
+    """Images a second of b over those of a."""
+    low: float
+    high: float
+    decided: bool
+    """One is faster beyond the noise."""
+
+
+Measure = Callable[[Sequence[Arm], float, str], Mapping[Arm, Timing | str]]
+"""Times arms in turns, so many seconds each, and is told what for. An arm that no time was left for is absent; for one
+that fails the answer is why."""
+
+
+class Winners(NamedTuple):
+    """The best arm for each goal."""
+
+    throughput: Arm
+    latency: Arm
+    """At batch 1."""
+    bounded: Arm | None
+    """Highest throughput with a p99 below the bound; None where none was asked for, or nothing was shown to meet it."""
+
+
+@dataclass
+class Search:
+    """One search, and what is known so far. measure: see `Measure`.
+
+    batches: ascending; 1 is among them. drop: points of accuracy that a candidate loses, which decides between two that
+    are equally fast. contest: None where one can't run, or where no time is left and it is not needed (the flag).
+    time_left_s: as it passes.
+    """
+
+    batches: Sequence[int]
+    measure: Measure
+    contest: Callable[[Arm, Arm, bool], Contest | None]
+    drop: Callable[[Candidate], float]
+    time_left_s: Callable[[], float]
+    timings: dict[Arm, Timing] = field(default_factory=dict)
+    """The longest measurement of each."""
+    reached: dict[Candidate, str] = field(default_factory=dict)
+    """The last round that a candidate took part in."""
+    failed: dict[Arm, str] = field(default_factory=dict)
+    """What could not run, such as a batch beyond an engine's profile or the memory, and why."""
+    notes: list[str] = field(default_factory=list)
+    too_slow: dict[Arm, float] = field(default_factory=dict)
+    """Whose p99 could not be had, and how many seconds it would have taken."""
+    against_default: Contest | None = None
+    """The choice for throughput, as b, against the default; None where they are the same or could not be compared."""
+
+    def run(
+        self, candidates: Sequence[Candidate], p99_bound_ms: float | None = None, default: Candidate | None = None
+    ) -> Winners | None:
+        """The best for each goal; None where nothing could be timed.
+
+        default: what is run without tuning; where it is a candidate, it has to be beaten for throughput.
+        """
+        middle = self.batches[len(self.batches) // 2]
+        self._time([_arm(one, batch) for batch in sorted({1, middle}) for one in candidates], "the first look")
+        quick, strong = self._screened(candidates, 1), self._screened(candidates, middle)
+        wide = [one for one in candidates if one in strong or (p99_bound_ms is not None and one in quick)]
+        self._time([_arm(one, batch) for batch in self.batches for one in wide], "every batch")
+        everywhere = self._known(_arm(one, batch) for one in wide for batch in self.batches)
+        latency, throughput = self._halved([_arm(one, 1) for one in quick], everywhere)
+        if not throughput or not latency:
+            return None
+        fastest, soonest = self._champion(throughput), self._champion(latency)
+        if default is not None:
+            fastest = self._improved(default, fastest, eligible=default in candidates)
+        within = None if p99_bound_ms is None else self._proven(soonest, p99_bound_ms)
+        chosen = dict.fromkeys(arm.candidate for arm in (fastest, soonest, within) if arm)
+        self._time([_arm(one, batch) for one in chosen for batch in self.batches], "latency curve")
+        return Winners(fastest, soonest, within)
+
+    def best(self, candidate: Candidate) -> Arm | None:
+        """The arm of a candidate with the most images a second so far."""
+        known = [arm for arm in self.timings if arm.candidate == candidate]
+        return min(known, key=self._ms_per_row, default=None)
+
+    def _time(self, arms: Iterable[Arm], what: str, seconds: float | None = None, *, again: bool = False) -> None:
+        """Time those that were not yet (again: all) and did not fail at a batch as small. seconds: None: the first."""
+        due = [arm for arm in dict.fromkeys(arms) if (again or arm not in self.timings) and not self._hindered(arm)]
+        if due:
+            self._note(self.measure(due, seconds or FIRST_S, what), what)
+
+    def _note(self, measured: Mapping[Arm, Timing | str], what: str) -> None:
+        for arm, timing in measured.items():
+            if isinstance(timing, str):
+                self.failed[arm] = timing
+                self.timings.pop(arm, None)
+            else:
+                self.timings[arm] = timing
+                self.reached[arm.candidate] = what
+
+    def _hindered(self, arm: Arm) -> bool:
+        return any(one.candidate == arm.candidate and one.batch <= arm.batch for one in self.failed)
+
+    def _screened(self, candidates: Sequence[Candidate], batch: int) -> list[Candidate]:
+        """Those that are worth more time after the first look at one batch."""
+        arms = self._known(_arm(one, batch) for one in candidates)
+        leaders = self._leaders(arms)
+        limit = HOPELESS * min((self.timings[arm].high_ms for arm in arms), default=0.0)
+        return [arm.candidate for arm in arms if arm in leaders and self.timings[arm].low_ms <= limit]
+
+    def _halved(self, *goals: list[Arm]) -> list[list[Arm]]:
+        """What is left of each goal's arms, best first, after rounds in which all goals' arms took turns."""
+        left, seconds = [self._known(goal) for goal in goals], FIRST_S
+        for number in range(1, ROUNDS + 1):
+            left = [[arm for arm in goal if arm in self._leaders(goal)] for goal in left]
+            if all(len(goal) <= 1 for goal in left) or self.time_left_s() <= 0:
+                break
+            seconds *= 2
+            self._time([arm for goal in left for arm in goal], f"round {number}", seconds, again=True)
+            left = [self._known(goal) for goal in left]
+        return [sorted(goal, key=self._ms_per_row) for goal in left]
+
+    def _leaders(self, arms: Sequence[Arm]) -> set[Arm]:
+        """The better half, those that can't be told from the leader, and the finalists if all ended here."""
+        ranked = sorted(arms, key=self._ms_per_row)
+        limit = self.timings[ranked[0]].high_ms / ranked[0].batch if ranked else 0.0
+        close = {arm for arm in ranked if self.timings[arm].low_ms / arm.batch <= limit}
+        return close.union(ranked[: math.ceil(len(ranked) / 2)], _finalists(ranked))
+
+    def _champion(self, ranked: Sequence[Arm]) -> Arm:
+        """The winner among the finalists: the first against the second, the winner against the third."""
+        champion, *rivals = _finalists(ranked)
+        for rival in rivals:
+            met = self.contest(champion, rival, False)
+            if met is not None and self._beaten(met):
+                champion = rival
+        return champion
+
+    def _improved(self, default: Candidate, champion: Arm, *, eligible: bool) -> Arm:
+        """The champion, unless the default is faster at the same batch: shown even where the time is over."""
+        rival = _arm(default, champion.batch)
+        if default == champion.candidate or self._hindered(rival):
+            return champion
+        met = self.contest(rival, champion, True)
+        if met is None or not eligible or self._beaten(met):
+            self.against_default = met
+            return champion
+        self._time([rival], "the default")
+        self.notes.append("nothing was shown to be faster than the default")
+        return self.best(default) or champion
+
+    def _beaten(self, met: Contest) -> bool:
+        """Whether b wins: by speed beyond doubt, else by losing less accuracy."""
+        ours, theirs = self.drop(met.a.candidate), self.drop(met.b.candidate)
+        if met.decided or ours == theirs:
+            return met.ratio > 1
+        return theirs < ours
+
+    def _proven(self, soonest: Arm, bound_ms: float) -> Arm | None:
+        """The one with the most images a second whose p99 is shown to be below the bound.
+
+        It takes hundreds of calls, so they are timed one after another; where one misses, slower calls would too.
+        soonest: tells how near the bound one comes where none meets it.
+        """
+        limit_ms, tries, found = bound_ms, 0, None
+        for arm in sorted(self._known(self.timings), key=self._ms_per_row):
+            if self.timings[arm].ms > limit_ms or tries == P99_TRIES:
+                continue
+            tries += 1
+            p99_ms = self._p99_ms(arm)
+            if p99_ms is not None and p99_ms <= bound_ms:
+                found = arm
+                break
+            if p99_ms is not None:
+                limit_ms = min(limit_ms, self.timings[arm].ms)
+        if found is None:
+            self._p99_ms(soonest)
+        if self.too_slow:
+            arm, seconds = min(self.too_slow.items(), key=lambda item: item[1])
+            self.notes.append(
+                f"no time was left for the p99 of {len(self.too_slow)} ways to run it: {samples_needed(P99)} calls of "
+                f"{arm}, take {seconds:,.0f} s; give more --minutes"
+            )
+        if found:
+            return found
+        reached = min((timing.p99_ms for timing in self.timings.values() if timing.p99_ms is not None), default=None)
+        best = "none could be measured" if reached is None else f"the best that was reached is {reached:.3g} ms"
+        self.notes.append(f"nothing was shown to have a p99 below {bound_ms:g} ms: {best}")
+        return None
+
+    def _p99_ms(self, arm: Arm) -> float | None:
+        """The percentile, timed for as long as it needs; None where there is no time for that."""
+        needed_s = MARGIN * samples_needed(P99) * self.timings[arm].ms / 1e3
+        while self.timings[arm].p99_ms is None:
+            alone = self.measure([arm], needed_s, "p99").get(arm) if needed_s <= self.time_left_s() else None
+            if not isinstance(alone, Timing):
+                self.too_slow[arm] = needed_s
+                break
+            # Its median is of another time than the others': only the percentile is kept.
+            self.timings[arm] = msgspec.structs.replace(self.timings[arm], p99_ms=alone.p99_ms)
+            needed_s *= 2  # where calls were slower than before
+        return self.timings[arm].p99_ms
+
+    def _known(self, arms: Iterable[Arm]) -> list[Arm]:
+        return [arm for arm in arms if arm in self.timings]
+
+    def _ms_per_row(self, arm: Arm) -> float:
+        return self.timings[arm].ms / arm.batch
+
+
+def _arm(candidate: Candidate, batch: int) -> Arm:
+    return Arm(candidate=candidate, batch=batch)
+
+
+def _finalists(ranked: Sequence[Arm]) -> list[Arm]:
+    """The best arm of each of the first candidates."""
+    best: dict[Candidate, Arm] = {}
+    for arm in ranked:
+        best.setdefault(arm.candidate, arm)
+    return list(best.values())[:FINALISTS]

@@ -1,0 +1,71 @@
+"""16 bits: how far the original is from itself in them, and what does not fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trueport.export.golden import HEADROOM, exact_answers, extremes
+from trueport.export.half import answers_in, half_bounds
+from trueport.export.original import Original, served_module
+from trueport.pipeline.run_folder import Run
+from trueport.runtime.errors import ExportError
+from trueport.runtime.manifest import Normalisation, Preprocessing
+
+SMALL = Preprocessing(height=8, width=8, mode="L")
+TYPES = (torch.float16, torch.bfloat16)
+
+
+def trivial(module: nn.Module) -> Original:
+    return Original(module, ("a", "b"), SMALL, Normalisation((0.5,), (0.5,)), "trivial")
+
+
+def test_bounds_are_wider_the_fewer_bits_there_are(run_path: object) -> None:
+    original = Run.open(run_path).original()  # type: ignore[arg-type]
+    images = extremes(original.preprocessing)
+    exact = exact_answers(original, images)
+    half, brain = (half_bounds(original, images, exact, dtype, 0.5) for dtype in TYPES)
+    assert half.max_abs == HEADROOM * half.noise_max_abs
+    assert half.max_drop == brain.max_drop == 0.5
+    assert 2 < brain.noise_rms / half.noise_rms < 32  # three bits fewer: a factor of 8
+    assert "bfloat16" in brain.noise_from[0]
+    scale = np.abs(exact).max()
+    assert half.noise_max_abs < scale * 2**-8 < brain.max_abs
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_products_are_rounded_once(dtype: torch.dtype) -> None:
+    """A sum of many is that of float32, rounded to the type; and no picture's level is lost before it."""
+    torch.manual_seed(0)
+    linear = trivial(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    images = extremes(SMALL)
+    weight, bias = (tensor.to(dtype).float() for tensor in linear.module[1].parameters())  # type: ignore[index]
+    pixels = ((torch.from_numpy(images).float() / 255 - 0.5) / 0.5).to(dtype).float().flatten(1)
+    expected = torch.nn.functional.linear(pixels, weight, bias).to(dtype).float()
+    assert torch.equal(torch.from_numpy(answers_in(linear, images, dtype)), expected)
+
+
+def test_what_torch_can_not_do_in_half_on_a_cpu_is_done_in_float() -> None:
+    class Normalised(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return nn.functional.local_response_norm(image, 2).flatten(1)[:, :2]
+
+    normalised, images = trivial(Normalised()), extremes(SMALL)
+    with pytest.raises(NotImplementedError):
+        served_module(normalised, torch.float16)(torch.from_numpy(images))
+    found = answers_in(normalised, images, torch.float16)
+    assert np.abs(found - exact_answers(normalised, images)).max() < 1e-3
+
+
+def test_what_overflows_is_one_sentence() -> None:
+    class Huge(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return (image.flatten(1)[:, :2] * 60_000) * 4 / 1e5
+
+    huge, images = trivial(Huge()), extremes(SMALL)
+    exact = exact_answers(huge, images)
+    with pytest.raises(ExportError, match="overflow in float16: export bf16 in place of fp16"):
+        half_bounds(huge, images, exact, torch.float16, 0.5)
+    assert half_bounds(huge, images, exact, torch.bfloat16, 0.5).noise_max_abs < 0.1

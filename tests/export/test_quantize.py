@@ -1,0 +1,128 @@
+"""Q/DQ graphs: every product quantized, the contract kept, the logits in float, whoever runs them."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from trueport import models
+from trueport.export.activations import observed
+from trueport.export.calibration import ranges
+from trueport.export.graph import check_contract, onnx_from_original
+from trueport.export.layers import computed_in, producers, reached
+from trueport.export.original import Original
+from trueport.export.quantize import Scheme, prepared, quantized
+from trueport.export.written import written_answers
+from trueport.runtime.manifest import Normalisation, Preprocessing
+
+SCHEMES: tuple[Scheme, ...] = ("u8s8", "s8s8")
+PICTURES = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 1), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+
+
+def original(module: nn.Module | None = None) -> Original:
+    torch.manual_seed(0)
+    module = module or models.create("lenet", num_classes=10, channels=1)
+    preprocessing = Preprocessing(height=32, width=32, mode="L")
+    return Original(module, tuple("0123456789"), preprocessing, Normalisation((0.5,), (0.5,)), "lenet")
+
+
+class Calibrated:
+    def __init__(self, module: nn.Module | None = None) -> None:
+        self.original = original(module)
+        self.graph = onnx_from_original(self.original)
+        self.model = prepared(self.graph)
+        self.ranges = ranges(observed(self.graph, PICTURES)[-1], "minmax")
+
+    def quantized(self, scheme: Scheme, **options: object) -> onnx.ModelProto:
+        return quantized(self.model, self.ranges, scheme, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def lenet() -> Calibrated:
+    return Calibrated()
+
+
+def element_type(model: onnx.ModelProto, name: str) -> int:
+    return int(next(tensor.data_type for tensor in model.graph.initializer if tensor.name == name))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_layer_is_quantized_and_the_contract_kept(lenet: Calibrated, scheme: Scheme) -> None:
+    made = lenet.quantized(scheme)
+    check_contract(made, lenet.original, 20)
+    assert reached(made) == {"int8": 5}
+    assert {prop.key for prop in made.metadata_props} == {prop.key for prop in lenet.graph.metadata_props}
+    assert made.ByteSize() < lenet.graph.ByteSize() / 3
+    expected, found = (written_answers(model, PICTURES) for model in (lenet.graph, made))
+    assert 0 < np.abs(found - expected).max() < np.abs(expected).max() / 20
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_scheme_is_what_its_name_says(lenet: Calibrated, scheme: Scheme) -> None:
+    made = lenet.quantized(scheme)
+    behind = producers(made)
+    conv = next(node for node in made.graph.node if node.op_type == "Conv")
+    activation, weight = (behind[name] for name in conv.input[:2])
+    kind = onnx.TensorProto.UINT8 if scheme == "u8s8" else onnx.TensorProto.INT8
+    assert element_type(made, activation.input[2]) == kind
+    assert element_type(made, weight.input[0]) == onnx.TensorProto.INT8
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert tensors[weight.input[1]].shape == (16,)  # one scale a channel
+    assert not tensors[weight.input[2]].any()
+    points = [tensors[node.input[2]] for node in made.graph.node if node.op_type == "QuantizeLinear"]
+    assert all(not point.any() for point in points) == (scheme == "s8s8")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_integer_kernels_answer_what_is_written(lenet: Calibrated, scheme: Scheme) -> None:
+    made = lenet.quantized(scheme)
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected, reference = written_answers(made, PICTURES), written_answers(lenet.graph, PICTURES)
+    (found,) = session.run(["logits"], {"image": PICTURES})
+    assert np.abs(found - expected).max() < 2 * np.abs(expected - reference).max()
+
+
+def test_logits_behind_a_pool_are_not_rounded_to_256_levels() -> None:
+    """As SqueezeNet's: the last layer is a convolution, what follows can be done in integers, and is not."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 10, 3)
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(self.conv(image).relu(), 30).flatten(1)
+
+    pooled = Calibrated(Pooled())
+    for scheme in SCHEMES:
+        made = pooled.quantized(scheme)
+        check_contract(made, pooled.original, 20)
+        name = "logits"
+        while (node := producers(made)[name]).op_type in {"Reshape", "Flatten"}:
+            name = node.input[0]
+        assert node.op_type == "AveragePool"
+
+
+def test_layers_can_be_left_in_float_or_be_the_only_ones(lenet: Calibrated) -> None:
+    convolutions = [node.name for node in lenet.model.graph.node if node.op_type == "Conv"]
+    for scheme in SCHEMES:
+        left = computed_in(lenet.quantized(scheme, in_float=convolutions[:1]))
+        assert [name for name, kind in left.items() if kind == "fp32"] == convolutions[:1]
+        alone = computed_in(lenet.quantized(scheme, only=convolutions[:1]))
+        assert [name for name, kind in alone.items() if kind == "int8"] == convolutions[:1]
+
+
+def test_reduced_weights_have_seven_bits(lenet: Calibrated) -> None:
+    for reduce_range, most in ((False, 127), (True, 64)):
+        made = lenet.quantized("u8s8", reduce_range=reduce_range)
+        weights = [
+            onnx.numpy_helper.to_array(tensor)
+            for tensor in made.graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1
+        ]
+        assert len(weights) == 5
+        assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == most

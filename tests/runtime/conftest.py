@@ -1,0 +1,92 @@
+"""Graphs of two computing layers in every precision, without torch and in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from trueport.runtime.manifest import Bounds, Precision, Variant
+
+Graphs = Callable[[Precision], bytes]
+SHAPE = (8, 8, 1)
+CLASSES = 3
+_FLOATS = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def small_graph(kind: str) -> onnx.ModelProto:
+    """uint8 (N, 8, 8, 1) -> Cast, Transpose, Conv, Relu, Flatten, Gemm -> float32 (N, 3)."""
+    chance, float_type = np.random.default_rng(0), _FLOATS[kind]
+
+    def constant(name: str, *shape: int) -> TensorProto:
+        values = chance.normal(0, 0.1, shape).astype(np.float32)
+        dtype = helper.tensor_dtype_to_np_dtype(float_type)
+        return numpy_helper.from_array(values.astype(dtype), name)
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["float"], to=float_type),
+        helper.make_node("Transpose", ["float"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "w1", "b1"], ["maps"], name="conv"),
+        helper.make_node("Relu", ["maps"], ["active"]),
+        helper.make_node("Flatten", ["active"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "w2", "b2"], ["sums"], name="gemm"),
+        helper.make_node("Cast", ["sums"], ["logits"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *SHAPE])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [constant("w1", 4, 1, 3, 3), constant("b1", 4), constant("w2", 144, CLASSES), constant("b2", CLASSES)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    """The serialised graph in a precision; int8 by onnxruntime's quantizer."""
+    folder = tmp_path_factory.mktemp("graphs")
+    made: dict[str, bytes] = {}
+
+    def graph(precision: Precision) -> bytes:
+        if precision not in made:
+            made[precision] = _quantized(folder) if precision == "int8" else small_graph(precision).SerializeToString()
+        return made[precision]
+
+    return graph
+
+
+@pytest.fixture
+def variant_of() -> Callable[..., Variant]:
+    """A variant whose manifest says what the graph above is."""
+
+    def variant(precision: Precision, **changes: Any) -> Variant:
+        bounds = Bounds(max_abs=1e-3, rms=1e-4, noise_max_abs=1e-4, noise_rms=1e-5, noise_from=())
+        said: dict[str, Any] = {"reached": {precision: 2}, "file": f"model.{precision}.onnx", "bounds": bounds}
+        return Variant(name=precision, format="onnx", precision=precision, **{**said, **changes})
+
+    return variant
+
+
+def _quantized(folder: Path) -> bytes:
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Pictures(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            images = np.random.default_rng(1).integers(0, 255, (8, 4, *SHAPE), np.uint8)
+            self._batches = iter([{"image": batch} for batch in images])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self._batches, None)
+
+    source, target = folder / "fp32.onnx", folder / "int8.onnx"
+    onnx.save(small_graph("fp32"), source)
+    quantize_static(
+        source, target, Pictures(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
+    )
+    return target.read_bytes()
