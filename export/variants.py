@@ -96,7 +96,7 @@ def made_variants(
     if needs and material is None:
         raise UsageError(f"{', '.join(sorted(needs))} need pictures of the training part, found none: give material")
     validation = _validation(original, material) if "int8-cpu" in names else None  # refused before the work
-    say("fp32")
+    say("exporting fp32")
     graph = onnx_from_original(original, opset)
     images = recorded.golden.images
     exact = exact_answers(original, images)
@@ -104,7 +104,7 @@ def made_variants(
     seen = _look(graph, material, int8, needs, say) if material else None
     for precision in names:
         if precision in {"fp16", "bf16"}:
-            say(precision)
+            say(f"exporting {precision}")
             yield _half(original, precision, recorded, exact, opset, max_drop, graph, seen)
     if validation is not None and seen is not None:
         for name in NAMES["int8"]:
