@@ -97,6 +97,8 @@ def check(
     if ALL in runners:
         ports.judge_all([name for name in RUNNERS if name not in named], wanted)
     verdicts += ports.verdicts
+    if not wanted:
+        verdicts += _never_tried(bundle, ports.verdicts)
     return CheckReport(
         bundle=bundle.manifest.name,
         version=bundle.manifest.version,
@@ -186,6 +188,18 @@ class _Ports:
                 task = self._bundle.manifest.task
                 self.verdicts += _gates(variant, runner, task, self._reference, self._golden, self._evaluation)
         return refused
+
+
+def _never_tried(bundle: Bundle, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Variants that none of the runners that were asked for is made for: they are told, not passed over."""
+    tried = {name for verdict in verdicts for name in verdict.variant.split(", ")}
+    return [
+        not_run(
+            OPENING, variant.name, "-", f"{variant.name} was made for a {variant.target.upper()}: name a runner there"
+        )
+        for variant in bundle.manifest.variants
+        if variant.name not in tried
+    ]
 
 
 def _check_names(runners: Sequence[str]) -> None:
@@ -289,9 +303,10 @@ def check_summary(report: CheckReport) -> str:
     """The verdict on all of it, in a line."""
     counts = Counter(verdict.status for verdict in report.verdicts)
     told = [f"{counts[status]} {status}" for status in ("passed", "failed", "not run") if counts[status]]
-    left_out = [f"{verdict.variant} on {verdict.runner}" for verdict in report.verdicts if verdict.gate == OPENING]
-    if left_out:
-        told[-1] += f", among them all of {'; '.join(left_out)}"
+    closed = [name for verdict in report.verdicts if verdict.gate == OPENING for name in verdict.variant.split(", ")]
+    opened = {verdict.variant for verdict in report.verdicts if verdict.gate != OPENING}
+    if nowhere := [name for name in dict.fromkeys(closed) if name not in opened]:
+        told[-1] += f", {' and '.join(nowhere)} on no runner at all"
     return f"{'faithful' if report else 'NOT PROVEN FAITHFUL'}: {', '.join(told)}"
 
 

@@ -213,8 +213,10 @@ def test_a_variant_that_can_not_run_here_is_told_and_not_passed(variants_bundle:
     fp16 = [verdict for verdict in report.verdicts if verdict.variant == "fp16"]
     assert [(verdict.gate, verdict.status) for verdict in fp16] == [(OPENING, "not run")]
     assert "computes it in fp32" in fp16[0].detail
-    assert not [verdict for verdict in report.verdicts if verdict.variant == "int8-gpu"], "made for another device"
-    assert check_summary(report) == "faithful: 5 passed, 1 not run, among them all of fp16 on onnxruntime:cpu"
+    (int8,) = [verdict for verdict in report.verdicts if verdict.variant == "int8-gpu"]
+    assert (int8.gate, int8.status) == (OPENING, "not run")
+    assert "made for a GPU" in int8.detail
+    assert check_summary(report) == "faithful: 5 passed, 2 not run, fp16 and int8-gpu on no runner at all"
     rows = check_table(report).rows
     assert any(status == "not run" and "computes it in fp32" in told for status, _, told in rows)
 
