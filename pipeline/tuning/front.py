@@ -66,15 +66,18 @@ def _draw(axes: Axes, points: Sequence[Point]) -> None:
     axes.plot(
         drops, speeds, color="#5c6570", linewidth=1.2, linestyle="--", drawstyle="steps-post", zorder=0, label="front"
     )
+    middle = (min(point.drop for point in points) + max(point.drop for point in points)) / 2 if points else 0.0
     for point in (point for point in points if point.chosen):
+        side = 0 if point.drop == middle else 1 if point.drop < middle else -1  # towards the middle, or it is cut off
         axes.plot([point.drop], [point.images_per_s], "o", markersize=13, markerfacecolor="none", color="#1a1d21")
         axes.annotate(
             point.label,
             (point.drop, point.images_per_s),
-            xytext=(0, 11),
+            xytext=(11 * side, 0 if side else 11),
             textcoords="offset points",
             fontsize=8.5,
-            ha="center",
+            ha=("center", "left", "right")[side],
+            va="center" if side else "bottom",
         )
     axes.margins(0.18)
     axes.set_ylim(bottom=0)
