@@ -129,18 +129,23 @@ def _point(one: Tried) -> Point:
 def tune_table(report: TuneReport) -> Table:
     """Candidates as text, the fastest first; * marks the Pareto front of accuracy drop and images a second."""
     columns = ("variant", "runner", "options", "batch", "images/s", "ms", "p99", "drop", "front", "verdict")
-    told: dict[str, list[Tried]] = {}
-    rows = []
-    for one in report.tried:
-        if one.status == "not opened":
-            told.setdefault(f"{one.runner}: {one.detail}", []).append(one)
-        else:
-            rows.append(_cells(one))
-    closed = [
-        f"not opened: {', '.join(dict.fromkeys(it.variant for it in them))} on {why}" for why, them in told.items()
-    ]
-    notes = (*closed, *report.notes, *tune_summary(report))
+    rows = [_cells(one) for one in report.tried if one.status != "not opened"]
+    notes = (*_not_opened(report), *report.notes, *tune_summary(report))
     return Table(f"{report.bundle} {report.version} on this machine", columns, tuple(rows), notes)
+
+
+def _not_opened(report: TuneReport) -> list[str]:
+    """Why variants were not opened; of runners that opened none, which is usual, their names alone."""
+    closed = [one for one in report.tried if one.status == "not opened"]
+    here = {one.runner for one in report.tried if one.status != "not opened"} or {one.runner for one in closed}
+    told: dict[str, list[str]] = {}
+    for one in closed:
+        if one.runner in here:
+            told.setdefault(f"{one.runner}: {one.detail}", []).append(one.variant)
+    notes = [f"not opened: {', '.join(dict.fromkeys(names))} on {why}" for why, names in told.items()]
+    if absent := [name for name in dict.fromkeys(one.runner for one in closed) if name not in here]:
+        notes.append(f"not on this machine: {', '.join(absent)}; `trueport tune --runner NAME` says why")
+    return notes
 
 
 def _cells(one: Tried) -> tuple[str, ...]:

@@ -95,6 +95,7 @@ def report() -> TuneReport:
             tried("int8-cpu", "onnxruntime:cpu", "failed", detail="accuracy (drop points 3.2, allowed 0.5)"),
             tried("fp32", "onnxruntime:cuda", "not opened", detail="no driver"),
             tried("bf16", "onnxruntime:cuda", "not opened", detail="no driver"),
+            tried("bf16", "openvino:cpu", "not opened", detail="no bf16"),
         ),
         tuned=found,
         file="digits.bundle/tuned/0123456789ab.json",
@@ -126,7 +127,8 @@ def test_the_table_tells_what_became_of_each(report: TuneReport) -> None:
 def test_the_notes_tell_the_choices_and_what_was_not_opened(report: TuneReport) -> None:
     notes = tune_table(report).notes
     assert notes == (
-        "not opened: fp32, bf16 on onnxruntime:cuda: no driver",
+        "not opened: bf16 on openvino:cpu: no bf16",
+        "not on this machine: onnxruntime:cuda; `trueport tune --runner NAME` says why",
         "a note",
         "fastest: int8-cpu on openvino:cpu, 2 threads, batch 32: 3,200 images/s (3,000 to 3,300), 0.25 points of "
         "accuracy lost; 9.60x the default, fp32 on onnxruntime:cpu, 2 threads, at this batch (9.20 to 9.90)",
