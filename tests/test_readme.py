@@ -98,7 +98,7 @@ def test_every_command_and_every_block_runs(shell: Shell) -> None:
     port = free_port()
     outputs = []
     for language, block in blocks():
-        text = block.replace(SERVE_PORT, port)
+        text = block.replace(SERVE_PORT, port).replace("--minutes 1", "--minutes 0.1")  # a search that is cut short
         if language == "python" and (file := FILE.match(text)):
             (shell.folder / file[1]).write_text(text, encoding="utf-8")
             continue
