@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines requirements clean
+.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -47,6 +47,9 @@ bench-engines: .venv/installed   ## how long an engine of each architecture take
 
 bench-ports: .venv/installed     ## tuned bundles beside their originals and bare libraries: make bench-ports BUNDLES="A B"
 	$(BIN)/python tests/bench/ports.py $(BUNDLES)
+
+bench-serve: .venv/installed     ## requests a second beside other servers, on this machine
+	$(BIN)/python tests/bench/serving.py
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

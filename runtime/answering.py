@@ -42,7 +42,7 @@ class RowsFuture(Future[Outputs]):
 
 
 class Receiver(Protocol):
-    """What of an asyncio.Future is needed to answer; all but `get_loop` is called in that loop, and must not raise."""
+    """What of an asyncio.Future is needed to answer; all but `get_loop` is called in that loop."""
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Where the answer is wanted; called from any thread."""
@@ -96,8 +96,11 @@ def fail(requests: Iterable[Request], error_of: Callable[[Request], RequestError
 
 def _settle_all(answers: list[tuple[Receiver, Answer]]) -> None:
     for future, answer in answers:
-        if not future.done():
-            _settle(future, answer)
+        try:
+            if not future.done():
+                _settle(future, answer)
+        except Exception:
+            logger.exception("an answered request could not take its answer")
 
 
 def _settle(future: RowsFuture | Receiver, answer: Answer) -> None:

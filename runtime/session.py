@@ -27,7 +27,7 @@ from .machine import available_cores
 from .manifest import Manifest, Variant
 from .runner import Array, Runner, RunnerOptions, RunnerReport
 from .runners import DEFAULT, open_runner
-from .scores import scores_from_logits
+from .scores import finite, scores_from_logits
 
 if TYPE_CHECKING:
     from .preprocessing import Picture
@@ -267,7 +267,7 @@ class Session:
             raise ClosedError(_CLOSED) from error
 
     def _outputs(self, rows: Array) -> dict[str, Array]:
-        return self.runner.run({self._input: rows})
+        return finite(self.runner.run({self._input: rows}))
 
     def _first_prediction(self, outputs: dict[str, Array]) -> Prediction:
         return self.predictions(outputs[self._output])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ import typer
 from . import new_app
 
 app = new_app()
+
+TOKEN_VARIABLE = "TRUEPORT_TOKEN"  # noqa: S105 - its name
 
 
 @app.command()
@@ -22,27 +25,49 @@ def serve(
     ] = "127.0.0.1",
     http: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 takes a free one.")] = 8000,
     runner: Annotated[
-        str, typer.Option(metavar="RUNNER", help="onnxruntime:cpu or onnxruntime:cuda.")
-    ] = "onnxruntime:cpu",
+        str | None, typer.Option(metavar="RUNNER", help="Such as onnxruntime:cpu; see below where not given.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(metavar="NAME", help="Each bundle's first where not given.")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
     ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Most rows that run at once.")] = 32,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="ROWS",
+            help="Most rows that run at once; where neither this nor --max-queue is given the tuned batch, else 32.",
+        ),
+    ] = None,
     max_queue: Annotated[
-        int, typer.Option(min=1, metavar="ROWS", help="Most rows that wait; more are refused.")
-    ] = 1024,
+        int | None,
+        typer.Option(min=1, metavar="ROWS", help="Most rows that wait, more are refused; 1024 where not given."),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Answer only requests with the token in this file; or set TRUEPORT_TOKEN."),
+    ] = None,
+    open_health: Annotated[bool, typer.Option("--open-health", help="Tell the server's health without it.")] = False,
 ) -> None:
-    """Serve by the Open Inference Protocol, in batches. Ctrl-C or SIGTERM: answer what was accepted, then end."""
+    """Serve by the Open Inference Protocol, in batches, each model once it answers its golden set as the original did.
+
+    Ctrl-C or SIGTERM: answer what was accepted, then end; a second one ends at once.
+
+    Where neither runner, variant nor threads are given, each bundle runs as `trueport tune` found to be fastest here,
+    else on onnxruntime:cpu; which it is, and why, is told at the start.
+    """
     from trueport.runtime import BatchLimits, load
+    from trueport.runtime.server import Access, token_from_file
     from trueport.runtime.server import serve as serve_sessions
 
     from ..console import say
 
-    limits = BatchLimits(max_batch_rows=max_batch, max_queue_rows=max_queue)
+    token = token_from_file(token_file) if token_file else os.environ.get(TOKEN_VARIABLE)
+    access = Access(token, open_health=open_health)
+    limits = None
+    if max_batch is not None or max_queue is not None:
+        limits = BatchLimits(max_batch_rows=max_batch or 32, max_queue_rows=max_queue or 1024)
     sessions = [load(bundle, variant=variant, runner=runner, threads=threads, limits=limits) for bundle in bundles]
     for session in sessions:
-        report = session.report
-        name = f"{session.manifest.name} {session.manifest.version}"
-        say(f"{name}: {session.variant.name} on {report.name}, {report.threads} threads")
-    serve_sessions(sessions, host=host, port=http, log=say)
+        say(f"{session.manifest.name} {session.manifest.version}: {session.chosen}")
+    serve_sessions(sessions, host=host, port=http, log=say, access=access)

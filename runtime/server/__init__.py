@@ -1,7 +1,9 @@
 """The Open Inference Protocol (KServe V2) over HTTP."""
 
+from .access import Access, token_from_file
 from .app import App
 from .contract import ServerLimits
+from .replay import require_golden
 from .serve import serve
 
-__all__ = ["App", "ServerLimits", "serve"]
+__all__ = ["Access", "App", "ServerLimits", "require_golden", "serve", "token_from_file"]

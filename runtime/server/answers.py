@@ -1,10 +1,13 @@
 """HTTP answers, and the one that each error of the tree becomes: always JSON, `{"error": "one sentence"}`.
 
+ProtocolError                                 its own status: 400, 408, 413, 414, 417, 431 or 505
 InvalidRequestError, UsageError, ImageError   400
+UnauthorizedError                             401 with WWW-Authenticate
 UnknownError (no such model, version or path) 404
 MethodError                                   405 with Allow
 TooLargeError                                 413
 UnsupportedError (form data, compressed body) 415
+OutputError (NaN or infinity in an output)    500
 OverloadedError                               503 with Retry-After
 ClosedError                                   503
 DeadlineError                                 504, as gRPC's DEADLINE_EXCEEDED; a 503 would invite a retry
@@ -22,18 +25,34 @@ from ..errors import (
     ClosedError,
     DeadlineError,
     InvalidRequestError,
+    OutputError,
     OverloadedError,
     RequestError,
     UsageError,
 )
 
-Headers = list[tuple[bytes, bytes]]
+Pair = tuple[bytes, bytes]
 
 logger = logging.getLogger("trueport.server")
 
-JSON: tuple[bytes, bytes] = (b"content-type", b"application/json")
-OCTETS: tuple[bytes, bytes] = (b"content-type", b"application/octet-stream")
+JSON: Pair = (b"content-type", b"application/json")
+OCTETS: Pair = (b"content-type", b"application/octet-stream")
 LONGEST_RETRY_S = 3600
+
+
+class ProtocolError(RequestError):
+    """The bytes are no request that is read here: where the next one would begin can't be known.
+
+    status: of the answer, after which the connection ends.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class UnauthorizedError(RequestError):
+    """The request does not carry the token."""
 
 
 class UnknownError(RequestError):
@@ -66,47 +85,64 @@ class UnsupportedError(RequestError):
     """The body is in a form that is not read here."""
 
 
+class Fields(msgspec.Struct, frozen=True, gc=False):
+    """Header fields, as pairs and as they go over the wire."""
+
+    pairs: tuple[Pair, ...]
+    raw: bytes
+
+
 class Answer(msgspec.Struct, frozen=True, gc=False):
     """One HTTP response."""
 
     status: int
-    headers: Headers
+    fields: Fields
     body: bytes
 
 
-def answer_from_json(value: object, status: int = 200) -> Answer:
+def fields(*pairs: Pair) -> Fields:
+    """Of these pairs of name and value, which hold no line ends."""
+    return Fields(pairs, b"".join(b"%b: %b\r\n" % pair for pair in pairs))
+
+
+def answer_from_bytes(body: bytes, *pairs: Pair, status: int = 200) -> Answer:
+    """The answer that holds `body`; pairs: its header fields beside Content-Length."""
+    return Answer(status, fields(*pairs, content_length(len(body))), body)
+
+
+def answer_from_json(value: object, status: int = 200, *pairs: Pair) -> Answer:
     """The answer that holds `value` as JSON."""
-    body = msgspec.json.encode(value)
-    return Answer(status, [JSON, content_length(body)], body)
+    return answer_from_bytes(msgspec.json.encode(value), JSON, *pairs, status=status)
 
 
 def empty_answer() -> Answer:
     """200 and nothing more: yes."""
-    return Answer(200, [(b"content-length", b"0")], b"")
+    return answer_from_bytes(b"")
 
 
 def answer_from_error(error: BaseException) -> Answer:
     """The answer that says what was wrong with a request, or that the server failed."""
     status, extra = _status(error)
-    if status == 500:
+    text = str(error)
+    if status == 500 and not isinstance(error, OutputError):
         logger.error("a request failed", exc_info=error)
         text = "the server failed to answer this request, the reason is in its log"
-    else:
-        text = str(error)
-    answer = answer_from_json({"error": text}, status)
-    answer.headers.extend(extra)
-    return answer
+    return answer_from_json({"error": text}, status, *extra)
 
 
-def content_length(body: bytes) -> tuple[bytes, bytes]:
-    """The header for `body`."""
-    return b"content-length", b"%d" % len(body)
+def content_length(size: int) -> Pair:
+    """The header field for a body of so many bytes."""
+    return b"content-length", b"%d" % size
 
 
-def _status(error: BaseException) -> tuple[int, Headers]:  # noqa: PLR0911 - the table at the top of this file
+def _status(error: BaseException) -> tuple[int, list[Pair]]:  # noqa: PLR0911 - the table at the top of this file
     match error:
+        case ProtocolError():
+            return error.status, []
         case InvalidRequestError() | UsageError():
             return 400, []
+        case UnauthorizedError():
+            return 401, [(b"www-authenticate", b"Bearer")]
         case UnknownError():
             return 404, []
         case MethodError():

@@ -150,7 +150,7 @@ class RequestReader:
         head = _checked(self._signature, _parsed(_decoder, text, "the JSON is not an inference request"))
         if len(text) <= LONGEST_KNOWN and head.binary_bytes is not None:
             if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
+                del self._known[next(iter(self._known))]
             self._known[text] = head
         return head
 
@@ -294,4 +294,5 @@ def _wanted(signature: Signature, outputs: list[_Output] | None, all_binary: boo
             raise InvalidRequestError("shared memory is not offered: take the output with the answer")
         binary = all_binary if parameters.binary_data is None else parameters.binary_data
         wanted.append(WantedOutput(output.name, binary, parameters.classification))
-    return wanted
+    # one object for the usual case, which is recognised by it
+    return signature.binary_outputs if tuple(wanted) == signature.binary_outputs else tuple(wanted)

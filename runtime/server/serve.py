@@ -1,9 +1,11 @@
-"""Serving on a port until a signal: uvicorn on plain asyncio and h11, or on uvloop and httptools where installed."""
+"""Serving on a port until a signal, on uvloop where it is installed and on asyncio's own loop elsewhere."""
 
 from __future__ import annotations
 
-import errno
+import asyncio
+import gc
 import logging
+import os
 import signal
 import socket
 import threading
@@ -12,19 +14,16 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
-from .app import DEFAULT_LIMITS, App
+from ..machine import available_cores
+from .access import Access
+from .app import DEFAULT_LIMITS
 from .contract import ServerLimits
+from .listening import BACKLOG, Connections, bound, url
+from .replay import require_golden
+from .routes import Router
 
 if TYPE_CHECKING:
-    import uvicorn
-
     from ..session import Session
-
-BACKLOG = 2048
-KEEP_ALIVE_S = 75
-"""Longer than clients and proxies keep an idle connection, so that it is not closed under a request."""
-HIGHEST_PORT = 65535
 
 logger = logging.getLogger("trueport.server")
 
@@ -35,89 +34,106 @@ def serve(
     port: int = 8000,
     log: Callable[[str], None] = logger.info,
     limits: ServerLimits = DEFAULT_LIMITS,
+    access: Access | None = None,
+    gate: Callable[[Session], str] = require_golden,
 ) -> None:
-    """Serve until SIGINT or SIGTERM, answer what was begun, then close the sessions and return.
+    """Replay each golden set, then serve until SIGINT or SIGTERM, answer what was begun, close the sessions, return.
 
-    port: 0 takes a free one. log: called with one sentence that holds the URL once requests are answered.
-    Raises UsageError where the address can't be had or a model can't be served; the sessions are closed then too.
+    A second signal ends the process at once, with exit code 130 for SIGINT and 143 for SIGTERM.
+    port: 0 takes a free one. log: called with sentences; the one that holds the URL when requests are answered.
+    access: who may ask; None: everybody who reaches the port. gate: what a session has to pass, told in a sentence.
+    Raises UsageError where the address can't be had or a model can't be served, GateError where one does not answer its
+    golden set as the original did; the sessions are closed then too.
     """
-    try:
-        app = App(sessions, limits)
-        with _bound(host, port) as listener:
+    with _signals() as stopping, _closed_at_the_end(sessions), bound(host, port) as listener:
+        router = Router(sessions, limits, access or Access())
+        try:
+            for session in sessions:
+                log(gate(session))
+            log(_shares(sessions))
             names = ", ".join(session.manifest.name for session in sessions)
-            server = _server(app, limits.drain_s, lambda: log(f"serving {names} on {_url(listener)}, Ctrl-C stops it"))
-            with _quiet_signals(server):
-                server.run(sockets=[listener])
+            ready = f"serving {names} on {url(listener)}, Ctrl-C stops it"
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(_until(stopping, listener, router, limits, lambda: log(ready)))
+        finally:
+            router.close()
+
+
+class _Stopping:
+    """Set by the first signal; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+        """A signal has come."""
+        if self._number:
+            os._exit(128 + number)
+        self._number = number
+        if self._loop is not None and self._event is not None:
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        """Until the first signal."""
+        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+        if not self._number:
+            await self._event.wait()
+
+
+async def _until(
+    stopping: _Stopping, listener: socket.socket, router: Router, limits: ServerLimits, started: Callable[[], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+    connections = Connections(router, limits)
+    server = await loop.create_server(connections, sock=listener, backlog=BACKLOG)
+    gc.collect()
+    gc.freeze()  # what is loaded by now lives as long as the server: the collector need not look at it again
+    started()
+    await stopping.wait()
+    server.close()
+    await connections.drain(limits.drain_s)
+
+
+@contextmanager
+def _closed_at_the_end(sessions: Sequence[Session]) -> Iterator[None]:
+    try:
+        yield
     finally:
         for session in sessions:
             session.close()
 
 
-def _server(app: App, drain_s: int, started: Callable[[], None]) -> uvicorn.Server:
-    import uvicorn
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets=sockets)
-            started()
-
-    config = uvicorn.Config(
-        app,
-        loop="auto",
-        http="auto",
-        ws="none",
-        interface="asgi3",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=drain_s,
-    )
-    return Server(config)
-
-
 @contextmanager
-def _quiet_signals(server: uvicorn.Server) -> Iterator[None]:
-    """Make a signal a normal end: uvicorn raises it once more after its shutdown, which would kill this process."""
+def _signals() -> Iterator[_Stopping]:
+    """SIGINT and SIGTERM become a normal end. Outside the main thread, where Python hears no signals, nothing does."""
+    stopping = _Stopping()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stopping
         return
-
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal calls it
-        server.should_exit = True
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stopping) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one."""
-    if not 0 <= port <= HIGHEST_PORT:
-        raise UsageError(f"port has to be from 0 (any free one) to {HIGHEST_PORT}, found {port}")
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's, where it is installed; else asyncio's own."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=BACKLOG)
-    except (OSError, ValueError) as error:  # ValueError: no name at all, as a..b
-        raise UsageError(_bind_problem(error, host, port)) from error
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
-def _bind_problem(error: OSError | ValueError, host: str, port: int) -> str:
-    if isinstance(error, ValueError | socket.gaierror):
-        return f"{host!r} is no address of this machine: 127.0.0.1 serves this machine alone, 0.0.0.0 every network"
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop what listens there, or give another port (0 takes a free one)"
-    if error.errno == errno.EACCES:
-        return f"port {port} on {host} needs rights this user does not have: give a port of 1024 or above"
-    return f"can't listen on {host} port {port}: {error.strerror or error}"
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+def _shares(sessions: Sequence[Session]) -> str:
+    """How the cores are shared."""
+    cores = available_cores()
+    threads = ", ".join(f"{session.report.threads} for {session.manifest.name}" for session in sessions)
+    return (
+        f"{cores} core{'s' if cores > 1 else ''}: inference takes {threads}, pictures are decoded on {cores}, "
+        "HTTP takes one thread; they share the cores as the system schedules them"
+    )

@@ -18,7 +18,7 @@ PRIORITY_LEVELS = 200
 DEFAULT_PRIORITY_LEVEL = 100
 """What the protocol's priority 0 stands for; 1 is the highest level."""
 PLATFORM = "onnxruntime_onnx"
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy")
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics")
 
 DATATYPES: dict[DType, str] = {
     "uint8": "UINT8",

@@ -1,8 +1,12 @@
-"""Graphs of two computing layers in every precision, without torch and in milliseconds."""
+"""Graphs of two computing layers in every precision, without torch and in milliseconds; a server in a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from trueport.runtime import Session
 from trueport.runtime.manifest import Bounds, Precision, Variant
+from trueport.runtime.server import Access, ServerLimits
+from trueport.runtime.server.listening import Connections
+from trueport.runtime.server.routes import Router
 
 Graphs = Callable[[Precision], bytes]
 SHAPE = (8, 8, 1)
@@ -71,6 +79,54 @@ def variant_of() -> Callable[..., Variant]:
         return Variant(name=precision, format="onnx", precision=precision, **{**said, **changes})
 
     return variant
+
+
+@pytest.fixture(scope="session")
+def running() -> Any:
+    """Serves sessions in a thread: `with running(sessions) as address`, which is host:port."""
+    return _running
+
+
+@contextmanager
+def _running(
+    sessions: Sequence[Session],
+    limits: ServerLimits = ServerLimits(),  # noqa: B008 (frozen)
+    access: Access | None = None,
+    loop: str = "asyncio",
+) -> Iterator[str]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    router, stop, begun = Router(sessions, limits, access or Access()), asyncio.Event(), threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        connections = Connections(router, limits)
+        server = await loops[0].create_server(connections, sock=listener)
+        begun.set()
+        await stop.wait()
+        server.close()
+        await connections.drain(5)
+        assert not len(connections)
+
+    def run() -> None:
+        factory = None
+        if loop == "uvloop":
+            import uvloop
+
+            factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert begun.wait(30)
+    host, port = listener.getsockname()
+    try:
+        yield f"{host}:{port}"
+    finally:
+        loops[0].call_soon_threadsafe(stop.set)
+        thread.join()
+        router.close()
 
 
 def _quantized(folder: Path) -> bytes:

@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -19,15 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from trueport.runtime import Prediction, Score, Session, preprocessing
+from trueport.runtime.batcher import BatcherStats
 from trueport.runtime.errors import (
     ClosedError,
     DeadlineError,
     InvalidRequestError,
+    OutputError,
     OverloadedError,
     UsageError,
 )
 from trueport.runtime.manifest import Manifest
-from trueport.runtime.server import App, ServerLimits
+from trueport.runtime.server import Access, App, ServerLimits, token_from_file
+from trueport.runtime.server.statistics import REASONS, Tally
 
 SHAPE = (4, 5, 1)
 ROW_BYTES = 20
@@ -82,6 +86,25 @@ class FakeBatcher:
         assert rows.dtype == np.uint8
         assert rows.shape[1:] == SHAPE
         return {"logits": rows.reshape(len(rows), -1)[:, :CLASSES].astype(np.float32) / 2}
+
+    def enqueue(self, rows: NDArray[np.uint8], receiver: Any, **options: Any) -> asyncio.Task[Any]:
+        def settle(task: asyncio.Task[Any]) -> None:
+            if task.cancelled():
+                return
+            if error := task.exception():
+                receiver.set_exception(error)
+            else:
+                receiver.set_result(task.result())
+
+        task = asyncio.get_running_loop().create_task(self.asubmit(rows, **options))
+        task.add_done_callback(settle)
+        return task
+
+    def withdraw(self, task: asyncio.Task[Any]) -> bool:
+        return task.cancel()
+
+    def stats(self) -> BatcherStats:
+        return BatcherStats(requests=len(self.asked), rows=len(self.asked), batches=1, queue_s=0.5, run_s=0.25)
 
 
 @dataclass
@@ -267,6 +290,17 @@ def test_binary_tensors_there_and_back(app: App) -> None:
         np.testing.assert_array_equal(np.frombuffer(data, np.float32).reshape(3, -1), rows.reshape(3, -1)[:, :3] / 2)
 
 
+def test_answers_that_begin_alike_are_told_apart_by_id_and_rows(app: App) -> None:
+    for _ in range(2):  # the second time each beginning is known
+        for name, count in (("a", 1), ("b", 1), ("a", 2), ("", 1), ("a" * 500, 1)):
+            rows = pixels(count)
+            body, headers = binary_request(rows, id=name, parameters={"binary_data_output": True})
+            head, data = call(app, "POST", INFER, body, headers).tensors
+            assert head.get("id", "") == name
+            assert head["outputs"][0]["shape"] == [count, CLASSES]
+            np.testing.assert_array_equal(np.frombuffer(data, np.float32), (rows.reshape(count, -1)[:, :3] / 2).ravel())
+
+
 def test_known_json_goes_with_other_pixels(app: App) -> None:
     for value in (1, 2):
         body, headers = binary_request(np.full((1, *SHAPE), value, np.uint8))
@@ -288,14 +322,6 @@ def test_an_outputs_own_flag_overrides_the_requests(app: App) -> None:
     wanted = [{"name": "logits", "parameters": {"binary_data": False}}]
     body, headers = binary_request(pixels(1), outputs=wanted, parameters={"binary_data_output": True})
     assert "data" in call(app, "POST", INFER, body, headers).json["outputs"][0]
-
-
-def test_values_that_json_can_not_hold_become_null(app: App, session: FakeSession) -> None:
-    async def nan(*_: Any, **__: Any) -> dict[str, NDArray[Any]]:
-        return {"logits": np.array([[np.nan, 1, np.inf]], np.float32)}
-
-    session.batcher.asubmit = nan  # type: ignore[method-assign]
-    assert call(app, "POST", INFER, json_request(pixels(1))).json["outputs"][0]["data"] == [None, 1.0, None]
 
 
 def test_header_length_zero_is_one_raw_row(app: App) -> None:
@@ -408,6 +434,7 @@ def test_classify_refuses(
         (OverloadedError("full", 2.2), 503),
         (ClosedError("closed"), 503),
         (DeadlineError("late"), 504),
+        (OutputError("NaN"), 500),
         (RuntimeError("secret: /etc/shadow"), 500),
     ],
 )
@@ -417,7 +444,9 @@ def test_every_error_has_its_status(app: App, session: FakeSession, failure: Exc
     response = call(app, "POST", INFER, body, headers)
     assert response.status == status
     assert response.error == (
-        str(failure) if status != 500 else "the server failed to answer this request, the reason is in its log"
+        str(failure)
+        if not isinstance(failure, RuntimeError)
+        else "the server failed to answer this request, the reason is in its log"
     )
 
 
@@ -456,7 +485,8 @@ def test_a_closed_session_is_no_longer_ready(app: App, session: FakeSession) -> 
         ("GET", "/v2/models/digits/versions/7", 404, "unknown version of digits '7'"),
         ("POST", "/v2/models/digits/versions/7/infer", 404, "known: 1"),
         ("GET", "/v2/models/digits/versions/7/ready", 400, "known: 1"),
-        ("GET", "/v2/models/digits/stats", 404, "there is nothing at"),
+        ("GET", "/v2/models/digits/statistics", 404, "there is nothing at"),
+        ("GET", "/v2/models/digit/stats", 404, "did you mean digits"),
         ("GET", "/v2/models/digits/", 404, "there is nothing at"),
         ("GET", "/", 404, "there is nothing at"),
         ("GET", "", 404, "there is nothing at"),
@@ -484,6 +514,138 @@ def test_another_method_is_405_with_allow(app: App, method: str, path: str, allo
     response = call(app, method, path)
     assert (response.status, response.headers["allow"]) == (405, allow)
     assert method in response.error
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits/stats", "/v2/models/digits/versions/1/stats", "/v2/models/stats"])
+def test_statistics_have_every_field_of_the_extension(app: App, path: str) -> None:
+    body, headers = binary_request(pixels(1))
+    assert call(app, "POST", INFER, body, headers).status == 200
+    assert call(app, "POST", INFER, b"{").status == 400
+    (model,) = call(app, "GET", path).json["model_stats"]
+    assert (model["name"], model["version"]) == ("digits", "1")
+    assert model["last_inference"] > 1.5e12
+    assert (model["inference_count"], model["execution_count"]) == (1, 1)
+    durations = model["inference_stats"]
+    assert set(durations) == {
+        "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+    }  # fmt: skip
+    assert durations["success"]["count"] == durations["fail"]["count"] == 1
+    assert durations["success"]["ns"] > 0
+    assert durations["queue"] == {"count": 1, "ns": 500_000_000}
+    assert durations["compute_infer"] == {"count": 1, "ns": 250_000_000}
+
+
+def test_metrics_are_prometheus_text(app: App, session: FakeSession) -> None:
+    body, headers = binary_request(pixels(1))
+    for failure in (None, None, OverloadedError("full", 1.0), OutputError("NaN"), RuntimeError("x")):
+        session.batcher.failure = failure
+        call(app, "POST", INFER, body, headers)
+    response = call(app, "GET", "/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = response.body.decode().splitlines()
+    samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    model = 'model="digits",version="1"'
+    assert samples[f"nv_inference_request_success{{{model}}}"] == "2"
+    failures = {reason: samples[f'nv_inference_request_failure{{{model},reason="{reason}"}}'] for reason in REASONS}
+    assert failures == {"REJECTED": "1", "CANCELED": "0", "BACKEND": "2", "OTHER": "0"}
+    assert samples[f"nv_inference_queue_duration_us{{{model}}}"] == "500000"
+    assert samples[f"nv_inference_compute_infer_duration_us{{{model}}}"] == "250000"
+    assert float(samples[f"nv_inference_request_duration_us{{{model}}}"]) > 0
+    assert samples[f"nv_inference_pending_request_count{{{model}}}"] == "0"
+    histogram = f"trueport_request_duration_seconds_bucket{{{model},le="
+    counts = [int(value) for name, value in samples.items() if name.startswith(histogram)]
+    assert counts == sorted(counts)
+    assert counts[-1] == int(samples[f"trueport_request_duration_seconds_count{{{model}}}"]) == 2
+    assert list(samples)[list(samples).index(f'{histogram}"+Inf"}}') - 1] == f'{histogram}"10.0"}}'
+    for name in {name.split("{")[0] for name in samples}:
+        family = name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count")
+        assert any(line.startswith((f"# TYPE {name} ", f"# TYPE {family} ")) for line in lines), name
+
+
+def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed() -> None:
+    tally = Tally()
+    for seconds in (0.0, 0.0001, 0.00011, 10.0, 10.1):
+        tally.succeeded(seconds)
+    assert (tally.buckets[0], tally.buckets[1], tally.buckets[-2], tally.buckets[-1]) == (2, 1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Bearer"}, 401),
+        ({"Authorization": "Basic s3cret"}, 401),
+        ({"Authorization": "s3cret"}, 401),
+        ({"X-Api-Key": ""}, 401),
+        ({"X-Api-Key": "s3cret\u00e9"}, 401),
+        ({"Authorization": "Bearer s3cret"}, 200),
+        ({"Authorization": "bearer  s3cret "}, 200),
+        ({"X-Api-Key": "s3cret"}, 200),
+    ],
+)
+def test_every_route_asks_for_the_token(session: FakeSession, headers: dict[str, str], status: int) -> None:
+    app = App(cast("list[Session]", [session]), access=Access("s3cret"))
+    body, tensors = binary_request(pixels(1))
+    for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/digits", "/metrics"):
+        assert call(app, "GET", path, headers=headers).status == status
+    assert call(app, "POST", INFER, body, tensors | headers).status == status
+    assert call(app, "GET", "/nothing", headers=headers).status == (404 if status == 200 else 401)
+    app.close()
+
+
+def test_health_may_be_open(session: FakeSession) -> None:
+    app = App(cast("list[Session]", [session]), access=Access("s3cret", open_health=True))
+    statuses = {path: call(app, "GET", path).status for path in ("/v2/health/live", "/v2/health/ready", "/v2")}
+    assert statuses == {"/v2/health/live": 200, "/v2/health/ready": 200, "/v2": 401}
+    app.close()
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nend", "caf\u00e9", "x" * 2000])
+def test_a_token_that_no_header_can_hold_is_refused(token: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="token"):
+        Access(token)
+
+
+def test_a_token_is_read_from_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    assert token_from_file(file) == "s3cret"
+    for wrong in (tmp_path / "none", tmp_path):
+        with pytest.raises(UsageError, match="can't read the token"):
+            token_from_file(wrong)
+
+
+def test_a_request_id_is_echoed(app: App) -> None:
+    assert call(app, "GET", "/v2", headers={"X-Request-Id": "mine"}).headers["x-request-id"] == "mine"
+    made = {call(app, "GET", "/nothing").headers["x-request-id"] for _ in range(3)}
+    assert len(made) == 3
+
+
+def test_an_answer_nobody_waits_for_leaves_the_queue(app: App, session: FakeSession) -> None:
+    body, headers = binary_request(pixels(1))
+    never = asyncio.Event()
+    ended: list[str] = []
+
+    async def waiting(*_: Any, **__: Any) -> dict[str, NDArray[Any]]:
+        try:
+            await never.wait()
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return {}
+
+    session.batcher.asubmit = waiting  # type: ignore[method-assign]
+
+    async def leave() -> None:
+        task = asyncio.create_task(acall(app, "POST", INFER, body, headers))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(0)
+
+    asyncio.run(leave())
+    assert ended == ["cancelled"]
 
 
 ROWS = pixels(2)

@@ -13,18 +13,20 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import numpy as np
 import pytest
-import uvicorn
 from numpy.typing import NDArray
 from PIL import Image
 
 from trueport.runtime import Prediction, Score, Session, preprocessing
+from trueport.runtime.batcher import BatcherStats
 from trueport.runtime.errors import OverloadedError, UsageError
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import App, serve
@@ -59,6 +61,7 @@ class FakeSession:
     def __init__(self) -> None:
         self.limits = SimpleNamespace(max_batch_rows=8)
         self.closed = False
+        self.report = SimpleNamespace(threads=1)
 
     @property
     def batcher(self) -> Any:
@@ -73,6 +76,23 @@ class FakeSession:
             print("begun", flush=True)
             await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
         return {"logits": rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)}
+
+    def enqueue(self, rows: NDArray[np.uint8], receiver: Any, **options: Any) -> asyncio.Task[Any]:
+        def settle(task: asyncio.Task[Any]) -> None:
+            if error := task.exception():
+                receiver.set_exception(error)
+            else:
+                receiver.set_result(task.result())
+
+        task = asyncio.get_running_loop().create_task(self.asubmit(rows, **options))
+        task.add_done_callback(settle)
+        return task
+
+    def withdraw(self, task: asyncio.Task[Any]) -> bool:
+        return task.cancel()
+
+    def stats(self) -> BatcherStats:
+        return BatcherStats(requests=1, rows=3, batches=1)
 
     def prepare(self, source: bytes) -> NDArray[np.uint8]:
         return preprocessing.prepare(source, self.manifest.preprocessing)
@@ -98,13 +118,13 @@ def logits(rows: NDArray[np.uint8]) -> NDArray[np.float32]:
     return rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["h11 on asyncio", "httptools on uvloop"])
-def address(request: pytest.FixtureRequest) -> Iterator[str]:
-    protocol, loop = request.param.split(" on ")
-    pytest.importorskip(protocol)
-    pytest.importorskip(loop)
+@contextmanager
+def under_uvicorn(loop: str) -> Iterator[str]:
+    import uvicorn
+
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(App(fakes()), http=protocol, loop=loop, ws="none", log_config=None, access_log=False)
+    http = "httptools" if loop == "uvloop" else "h11"
+    config = uvicorn.Config(App(fakes()), http=http, loop=loop, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -112,6 +132,18 @@ def address(request: pytest.FixtureRequest) -> Iterator[str]:
     yield f"{host}:{port}"
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture(scope="module", params=["ours on asyncio", "ours on uvloop", "uvicorn on asyncio", "uvicorn on uvloop"])
+def address(request: pytest.FixtureRequest, running: Any) -> Iterator[str]:
+    """Of a running server: all of this holds for the own one and for the ASGI application under another one."""
+    server, loop = request.param.split(" on ")
+    pytest.importorskip(loop)
+    if server == "uvicorn":
+        pytest.importorskip("uvicorn")
+        pytest.importorskip("httptools" if loop == "uvloop" else "h11")
+    with under_uvicorn(loop) if server == "uvicorn" else running(fakes(), loop=loop) as address:
+        yield address
 
 
 @pytest.fixture
@@ -138,6 +170,8 @@ def test_client_health_and_metadata(client: Any) -> None:
     assert client.get_server_metadata()["name"] == "trueport"
     assert client.get_model_metadata("digits")["inputs"][0]["shape"] == [-1, *SHAPE]
     assert client.get_model_config("digits", "1")["max_batch_size"] == 8
+    for statistics in (client.get_inference_statistics(), client.get_inference_statistics("digits", "1")):
+        assert statistics["model_stats"][0]["name"] == "digits"
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -267,9 +301,8 @@ def test_a_signal_lets_the_begun_request_finish_and_ends_normally(number: signal
     ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
-        ready = server.stdout.readline()
-        assert ready.startswith("serving digits on http://127.0.0.1:")
-        connection = http.client.HTTPConnection(ready.split("//")[1].split(",")[0], timeout=30)
+        ready = started(server)
+        connection = http.client.HTTPConnection(ready, timeout=30)
         connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
         assert server.stdout.readline() == "begun\n"
         server.send_signal(number)
@@ -283,6 +316,37 @@ def test_a_signal_lets_the_begun_request_finish_and_ends_normally(number: signal
         assert (server.returncode, rest) == (0, "closed\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        connection = http.client.HTTPConnection(started(server), timeout=30)
+        connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
+        assert server.stdout.readline() == "begun\n"
+        server.send_signal(number)
+        with pytest.raises(ConnectionRefusedError):  # which is how it is seen that the first one has been heard
+            for _ in range(3000):
+                socket.create_connection((connection.host, connection.port), timeout=30).close()
+                time.sleep(0.01)
+        server.send_signal(number)
+        assert server.wait(timeout=30) == 128 + number
+        connection.close()
+
+
+def started(server: subprocess.Popen[str]) -> str:
+    """The address, once it says that it serves."""
+    assert server.stdout is not None
+    assert server.stdout.readline() == "golden\n"
+    assert "HTTP takes one thread" in server.stdout.readline()
+    ready = server.stdout.readline()
+    assert ready.startswith("serving digits on http://127.0.0.1:")
+    return ready.split("//")[1].split(",")[0]
+
+
 def encoded(row: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(row[:, :, 0]).save(stream, "PNG")
@@ -294,4 +358,4 @@ def say(sentence: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(fakes(), port=0, log=say)
+    serve(fakes(), port=0, log=say, gate=lambda _: "golden")
