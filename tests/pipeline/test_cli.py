@@ -251,11 +251,14 @@ def test_ctrl_c_in_training_keeps_the_checkpoint_and_ends_with_130(tmp_path: Pat
     run = tmp_path / "run"
     command = [*TRUEPORT, "train", "lenet", "--data", "digits", "--out", str(run), "--set", "train.epochs=200"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "80"})
-    deadline = time.monotonic() + 120
-    while not (run / "last.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (run / "last.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, err
     assert "kept" in err
     assert "Traceback" not in err
