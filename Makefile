@@ -18,8 +18,10 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy pipeline models export runtime tests
 
-tests: .venv/installed
-	$(BIN)/python -m pytest
+tests: .venv/installed           ## in three processes: exports leave gigabytes in the one that made them
+	$(BIN)/python -m pytest tests/export tests/models
+	$(BIN)/python -m pytest tests/pipeline
+	$(BIN)/python -m pytest tests/runtime tests/test_*.py
 
 fast: .venv/installed            ## without the tests that take longer than a few seconds
 	$(BIN)/python -m pytest -m "not slow"
