@@ -370,10 +370,10 @@ def _try_openvino() -> None:
     """Run one node, imported as the runner does it: without the package's telemetry."""
     import numpy as np
 
-    from trueport.runtime.runners.openvino_cpu import import_openvino
+    from trueport.runtime.runners.openvino_cpu import import_openvino, shared_core
 
     openvino = import_openvino()
-    core = openvino.Core()
+    core = shared_core()
     compiled = core.compile_model(core.read_model(relu_model()), "CPU")
     answer = compiled([np.array([-1, 2], np.float32)])[0]
     if answer.tolist() != [0, 2]:

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -32,6 +33,7 @@ _CAPABILITIES = {"fp16": ("FP16", "AVX512-FP16 or AMX-FP16"), "bf16": ("BF16", "
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 _DTYPES: dict[str, DType] = {"u8": "uint8", "f16": "float16", "f32": "float32", "i64": "int64"}
 _importing = threading.Lock()
+_making = threading.Lock()
 
 
 def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerOptions) -> OpenVinoRunner:
@@ -63,7 +65,7 @@ class OpenVinoRunner:
         openvino = import_openvino()
         self._variant = variant
         self._by = f"OpenVINO {openvino.__version__.partition('-')[0]}"
-        self._core = openvino.Core()
+        self._core = shared_core()
         hint = float_hint(variant.precision, options, self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         threads = options.threads or available_cores()
         streams = max(1, available_cores() // threads)
@@ -235,6 +237,23 @@ def import_openvino() -> Any:
         except ImportError as error:
             raise missing_extra("openvino", "openvino", "openvino:cpu") from error
     return openvino
+
+
+def shared_core() -> Any:
+    """The one Core of this process, which is never dropped.
+
+    Its CPU plugin gives the thread that it is loaded in a stack for signal handlers (OpenVINO's pull request 11894), and
+    frees that stack with the last of the Core's objects, whichever thread drops them: with a Core for each model, the
+    next signal that Python handles in the first thread would be a segmentation fault.
+    """
+    openvino = import_openvino()
+    with _making:
+        return _made_core(openvino)
+
+
+@cache
+def _made_core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from trueport.pipeline.bench import Load, tiled
 from trueport.runtime import load
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.machine import describe_machine
-from trueport.runtime.runners.openvino_cpu import import_openvino
+from trueport.runtime.runners.openvino_cpu import shared_core
 from trueport.runtime.timing import Paired, compare
 
 Images = NDArray[np.uint8]
@@ -84,7 +84,6 @@ def ratio(paired: Paired) -> str:
 
 def by_hand(bundle: Bundle, images: Images) -> Iterator[tuple[str, Call]]:
     """Both libraries with nothing but their defaults, on the bundle's own graphs."""
-    openvino = import_openvino()  # as it is, but for its telemetry
     variants = {variant.name: variant.file for variant in bundle.manifest.variants}
     for name in ("fp32", INT8):
         if name not in variants:
@@ -92,7 +91,7 @@ def by_hand(bundle: Bundle, images: Images) -> Iterator[tuple[str, Call]]:
         graph = bundle.read(variants[name])
         bare = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         yield f"onnxruntime {name}", partial(bare.run, None, {"image": images})
-        core: Any = openvino.Core()
+        core: Any = shared_core()
         compiled = core.compile_model(core.read_model(graph), "CPU")
         yield f"openvino {name}", partial(compiled.create_infer_request().infer, {"image": images})
 

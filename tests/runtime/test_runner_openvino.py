@@ -240,3 +240,36 @@ runner.run({"image": np.zeros((2, 8, 8, 1), np.uint8)})
 assert "openvino_telemetry" not in sys.modules
 print(seen)
 """
+
+
+SIGNALLED = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+
+from trueport.runtime.manifest import Bounds, Variant
+from trueport.runtime.runner import RunnerOptions
+from trueport.runtime.runners.openvino_cpu import OpenVinoRunner
+
+bounds = Bounds(max_abs=1, rms=1, noise_max_abs=0, noise_rms=0, noise_from=())
+variant = Variant(name="fp32", format="onnx", precision="fp32", reached={"fp32": 2}, file="graph", bounds=bounds)
+graph = Path(sys.argv[1]).read_bytes()
+runners = [OpenVinoRunner(graph, variant, RunnerOptions(threads=1))]
+
+def close():
+    runners.pop().close()
+    gc.collect()
+
+closing = threading.Thread(target=close)
+closing.start()
+closing.join()
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+os.kill(os.getpid(), signal.SIGTERM)
+signal.pause()
+"""
+
+
+def test_a_signal_is_handled_after_another_thread_has_closed_the_runner(graphs: Graphs, tmp_path: Path) -> None:
+    graph = tmp_path / "graph"
+    graph.write_bytes(graphs("fp32"))
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, graph], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")
