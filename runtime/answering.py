@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from .batching import BatchLimits, Refused, Waiting
-from .errors import ClosedError, DeadlineError, InvalidRequestError, OverloadedError, RequestError
+from .errors import ClosedError, DeadlineError, InvalidRequestError, OverloadedError, RequestError, StuckError
 from .runner import Array
 
 if TYPE_CHECKING:
@@ -61,19 +61,27 @@ class Receiver(Protocol):
         ...
 
 
-class Request(Waiting, frozen=True, eq=False):
+class Request(Waiting, eq=False):
     """What waits in the queue: rows to run, and where the answer goes."""
 
     array: Array
     future: RowsFuture | Receiver
+    began_s: float = 0.0
+    """When its batch began to run, by the clock of `arrived_s`; 0: it has not."""
+    ended_s: float = 0.0
+    batch_rows: int = 0
+    """Of the batch that it ran in."""
 
     def begin(self) -> bool:
         """Whether it still wants an answer; called once, when it has left the queue."""
         return not isinstance(self.future, RowsFuture) or self.future.begin()
 
 
-def deliver(answered: Iterable[tuple[Request, Answer]]) -> None:
-    """Settle threads' futures here, and those of each event loop with one call into it."""
+def deliver(answered: Iterable[tuple[Request, Answer]], here: asyncio.AbstractEventLoop | None = None) -> None:
+    """Settle threads' futures here, and those of each event loop with one call into it.
+
+    here: the loop in whose thread this is called: its futures are settled at once.
+    """
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Receiver, Answer]]] = {}
     for request, answer in answered:
         future = request.future
@@ -85,13 +93,20 @@ def deliver(answered: Iterable[tuple[Request, Answer]]) -> None:
         except BaseException:
             logger.exception("a callback of an answered request failed")
     for loop, answers in by_loop.items():
-        with suppress(RuntimeError):  # the loop is closed: nobody awaits this any more
-            loop.call_soon_threadsafe(_settle_all, answers)
+        if loop is here:
+            _settle_all(answers)
+        else:
+            with suppress(RuntimeError):  # the loop is closed: nobody awaits this any more
+                loop.call_soon_threadsafe(_settle_all, answers)
 
 
-def fail(requests: Iterable[Request], error_of: Callable[[Request], RequestError]) -> None:
-    """Answer requests that left the queue without a run, each with an error of its own."""
-    deliver((request, error_of(request)) for request in requests if request.begin())
+def fail(
+    requests: Iterable[Request],
+    error_of: Callable[[Request], RequestError],
+    here: asyncio.AbstractEventLoop | None = None,
+) -> None:
+    """Answer requests that left the queue without a run, each with an error of its own. here: as `deliver` has it."""
+    deliver(((request, error_of(request)) for request in requests if request.begin()), here)
 
 
 def _settle_all(answers: list[tuple[Receiver, Answer]]) -> None:
@@ -122,6 +137,11 @@ def storable(error: BaseException) -> BaseException:
 def closed(_request: Request | None = None) -> ClosedError:
     """Of a request that comes, or still waits, when the batcher is closed."""
     return ClosedError("the batcher is closed and answers no more requests: open a new one")
+
+
+def stuck_for(seconds: float) -> StuckError:
+    """Of a request whose run, or that of those before it, does not end."""
+    return StuckError(f"the model has not come to the end of a run in {seconds:g} s: it was given up")
 
 
 def late(request: Request) -> DeadlineError:

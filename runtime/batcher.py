@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from .answering import Answer, Outputs, Receiver, Request, RowsFuture, closed, deliver, fail, late, refusal, storable
+from .answering import (
+    Answer,
+    Outputs,
+    Receiver,
+    Request,
+    RowsFuture,
+    closed,
+    deliver,
+    fail,
+    late,
+    refusal,
+    storable,
+    stuck_for,
+)
 from .batching import Batch, BatchLimits, LatencyCurve, WaitingQueue, admit, next_batch
 from .errors import InvalidRequestError, RequestError, UsageError
 from .runner import Array
@@ -66,6 +79,7 @@ class Batcher:
     threads at once. It gets a lone request's own array: leave what is submitted unchanged until it is answered.
     A run that raises, or answers another number of rows, is split until only the requests that cause it fail.
     curve: what is known of its latency beforehand; it is learnt on from every batch.
+    short_s: runs that are expected to take at most so long may happen in an event loop's own thread, by `run_here`.
     Requests whose shapes beyond the rows, or types, differ are never cast: they end up in separate runs.
     Raises UsageError for a number of workers below 1.
     """
@@ -77,6 +91,7 @@ class Batcher:
         *,
         workers: int = 1,
         curve: LatencyCurve = UNKNOWN,
+        short_s: float = 0.0,
         name: str = "trueport",
     ) -> None:
         if workers < 1:
@@ -85,6 +100,7 @@ class Batcher:
         self._limits = limits
         self._workers = workers
         self._curve = curve
+        self._short_s = short_s
         self._measured_s = time.monotonic()
         self._name = name
         self._lock = threading.Lock()
@@ -92,7 +108,11 @@ class Batcher:
         self._threads: list[threading.Thread] = []
         self._idle: list[threading.Lock] = []
         """A bell for each sleeping worker: a held lock; releasing it rings."""
+        self._here = threading.Lock()
+        """Stands in `_running` for the caller of `run_here`, as its bell does for a worker."""
         self._running: dict[threading.Lock, tuple[float, int]] = {}
+        self._taken: dict[threading.Lock, list[Request]] = {}
+        """What runs, until it is answered or given up."""
         self._closed = False
         self._totals = BatcherStats()
 
@@ -134,14 +154,64 @@ class Batcher:
             raise
 
     def enqueue(
-        self, rows: Array, receiver: Receiver, *, deadline_s: float | None = None, priority: int = 0
+        self,
+        rows: Array,
+        receiver: Receiver,
+        *,
+        deadline_s: float | None = None,
+        priority: int = 0,
+        wake: bool = True,
     ) -> Request:
-        """`asubmit` without a task: the receiver gets the answer, in its loop. `withdraw` takes the request back."""
-        return self._enqueue(rows, deadline_s, priority, receiver)
+        """`asubmit` without a task: the receiver gets the answer, in its loop. `withdraw` takes the request back.
+
+        wake: let a sleeping worker begin; False where the caller calls `run_here` soon.
+        """
+        return self._enqueue(rows, deadline_s, priority, receiver, wake=wake)
+
+    def run_here(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Run what waits in this thread, which is `loop`'s, where that is expected to take at most `short_s`.
+
+        Spares short runs two changes of thread, which would take longer than they do. What is not run here, since it
+        would take longer or nothing is known of it yet, is left to a worker. True: call it again, more is waiting.
+        """
+        with self._lock:
+            if len(self._running) >= self._workers:
+                return False  # whoever runs takes what waits when it has done
+            now_s = time.monotonic()
+            batch = next_batch(self._queue, now_s, self._limits, self._curve)
+            rows = sum(request.rows for request in batch.take)
+            short = self._curve.points and self._curve.seconds(rows) <= self._short_s
+            if self._closed or not rows or not short:
+                if self._queue and self._idle:
+                    self._idle.pop().release()
+                return False
+            self._remove(batch, self._here, now_s)
+            more = bool(self._queue)
+        if batch.expired:
+            fail(batch.expired, late, loop)
+        self._answer(batch.take, self._here, loop)
+        return more
 
     def withdraw(self, request: Request) -> bool:
         """Take a request of `enqueue` out of the queue; False where it is not in it any more."""
         return self._leave_queue(request)
+
+    def give_up(self, after_s: float) -> bool:
+        """Fail each run that has lasted longer, with StuckError; and all that waits, where no worker is left for it.
+
+        Whether that is so: until one of those runs ends, nothing that is queued will run. What it then answers is
+        dropped.
+        """
+        with self._lock:
+            since_s = time.monotonic() - after_s
+            stuck = [bell for bell, (began_s, _) in self._running.items() if began_s < since_s]
+            lost = [request for bell in stuck for request in self._taken.pop(bell, ())]
+            self._totals.failed += len(lost)
+            if len(stuck) >= self._workers:
+                lost += self._drop_waiting()
+        # those that ran are told without `begin`, which each request is asked once
+        deliver((request, stuck_for(after_s)) for request in lost if request.began_s or request.begin())
+        return len(stuck) >= self._workers
 
     def stats(self) -> BatcherStats:
         """The totals so far."""
@@ -187,6 +257,8 @@ class Batcher:
         deadline_s: float | None,
         priority: int,
         future: RowsFuture | Receiver,
+        *,
+        wake: bool = True,
     ) -> Request:
         if not isinstance(array, np.ndarray) or not array.ndim or not len(array):
             raise InvalidRequestError(f"a request is an array of one or more rows, found {_described(array)}")
@@ -210,7 +282,7 @@ class Batcher:
                 self._queue.add(request)
                 if isinstance(future, RowsFuture):
                     future.leave_queue = partial(self._leave_queue, request)
-                if self._idle and (first or self._changes_wait(request)):
+                if wake and self._idle and (first or self._changes_wait(request)):
                     self._idle.pop().release()
                 return request
             self._totals.refused += refused.reason != "too many rows"
@@ -281,6 +353,9 @@ class Batcher:
                 rows += request.rows
             self._totals.queue_s += waited_s
             self._running[bell] = (now_s, rows)
+            self._taken[bell] = batch.take
+            for request in batch.take:
+                request.began_s, request.batch_rows = now_s, rows
 
     def _sleep(self, bell: threading.Lock, seconds: float) -> None:
         """Give the lock away until the bell rings or the time is over."""
@@ -296,7 +371,9 @@ class Batcher:
             else:  # rung between the end of the time and here
                 bell.acquire()
 
-    def _answer(self, taken: list[Request], bell: threading.Lock) -> None:
+    def _answer(
+        self, taken: list[Request], bell: threading.Lock, here: asyncio.AbstractEventLoop | None = None
+    ) -> None:
         requests = [request for request in taken if request.begin()]
         began_s = time.monotonic()
         answers = self._answers(requests) if requests else []
@@ -304,8 +381,12 @@ class Batcher:
         pairs = list(zip(requests, answers, strict=True))
         failed = sum(isinstance(answer, BaseException) for answer in answers)
         rows = sum(request.rows for request, answer in pairs if not isinstance(answer, BaseException))
+        for request in requests:
+            request.ended_s = ended_s
         with self._lock:
             del self._running[bell]
+            if self._taken.pop(bell, None) is None:
+                return  # given up meanwhile
             self._totals.cancelled += len(taken) - len(requests)
             if requests:
                 self._totals.batches += 1
@@ -314,7 +395,7 @@ class Batcher:
                 self._totals.requests += len(requests) - failed
                 self._totals.failed += failed
                 self._totals.rows += rows
-        deliver(pairs)
+        deliver(pairs, here)
 
     def _answers(self, requests: list[Request]) -> Sequence[Answer]:
         """One answer each; where a run fails its halves are run again until only the culprits are left."""

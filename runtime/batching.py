@@ -102,7 +102,7 @@ def _octave(point: tuple[float, float]) -> int:
     return int(point[0]).bit_length()
 
 
-class Waiting(msgspec.Struct, frozen=True, eq=False):
+class Waiting(msgspec.Struct, eq=False):
     """What the policy sees of a request; compared by identity."""
 
     rows: int

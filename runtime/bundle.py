@@ -64,13 +64,7 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Verify and open. Raises UsageError where there is no bundle, BundleError where it is not to be trusted."""
         folder = Path(path)
-        try:
-            data = (folder / MANIFEST).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
-            raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}; `trueport export` makes one") from error
-        except OSError as error:
-            raise BundleError(f"can't read {folder / MANIFEST}: {error.strerror or error}") from error
-        bundle = cls(folder, _manifest_from_json(data, folder))
+        bundle = cls(folder, read_manifest(folder))
         bundle.verify()
         return bundle
 
@@ -162,6 +156,20 @@ class Bundle:
             raise BundleError(_unreadable(file)) from error
         if digest != entry.sha256:
             raise BundleError(_changed(file))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """What a bundle says of itself; the files that it names are not looked at.
+
+    Raises UsageError where there is no bundle, BundleError where the manifest is not to be trusted.
+    """
+    try:
+        data = (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}; `trueport export` makes one") from error
+    except OSError as error:
+        raise BundleError(f"can't read {folder / MANIFEST}: {error.strerror or error}") from error
+    return _manifest_from_json(data, folder)
 
 
 def check_truth(truth: NDArray[Any], task: Task, rows: int, classes: int) -> None:

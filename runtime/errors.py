@@ -13,6 +13,7 @@
         ├── OverloadedError           refused at admission: the queue is full or the deadline can't be met
         ├── DeadlineError             accepted, but its deadline passed before it could run
         ├── OutputError               the model answered with NaN or infinity
+        ├── StuckError                a run has not come to its end for too long
         └── ClosedError               the session is closed or closing
 
 Elsewhere a gate that fails is not an error: it is a `Verdict` that is falsy, and exit code 1.
@@ -98,6 +99,10 @@ class DeadlineError(RequestError):
 
 class OutputError(RequestError):
     """The model answered with NaN or infinity, which is no answer."""
+
+
+class StuckError(RequestError):
+    """A run has not come to its end for too long: it is given up, with what waits for it."""
 
 
 class ClosedError(RequestError):

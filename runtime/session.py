@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from .tuned import Choice, Prefer
 
 
+SHORT_RUN_S = 0.001
+"""Runs that take no longer may hold up an event loop: handing them to another thread and back would take as long."""
+
+
 class Score(msgspec.Struct, frozen=True):
     """One class and how sure the model is of it."""
 
@@ -78,6 +82,7 @@ def load(
     threads: int | None = None,
     limits: BatchLimits | None = None,
     prefer: Prefer = "throughput",
+    spinning: bool = True,
 ) -> Session:
     """Open a bundle, verify all of it, and make it ready to answer.
 
@@ -86,6 +91,7 @@ def load(
     to be fastest on this machine; else the bundle's first variant on `onnxruntime:cpu`, one thread for each core that
     this process may use. `Session.chosen` says which, and why.
     prefer: of what was found, most images a second or the fastest answer to a single picture.
+    spinning: whether what was found may let threads burn their cores between runs; a server takes them from others.
     limits: of the batcher; None: the batch that was found to be best, else those of `BatchLimits`.
     Raises UsageError, MissingError or BundleError as the tree in `trueport.runtime.errors` has them.
     """
@@ -94,7 +100,7 @@ def load(
     bundle = Bundle.open(path)
     why = _AS_ASKED
     if variant is None and runner is None and threads is None:
-        choice, found, why = tuned.find_choice(bundle, prefer)
+        choice, found, why = tuned.find_choice(bundle, prefer, spinning=spinning)
         if choice and found:
             session = _tuned_session(bundle, choice, f"tuned on {found.tuned_at[:10]} for this machine", limits)
             if isinstance(session, Session):
@@ -149,7 +155,9 @@ class Session:
         self.chosen = chosen
         """Which variant on which runner, and why, in a sentence."""
         self._run = runner.run
-        self.batcher = Batcher(self._outputs, limits or BatchLimits(), curve=curve)
+        # A processor comes to an end with what it has begun; a GPU or its driver may not, and no loop must wait for it.
+        short_s = SHORT_RUN_S if runner.report().device == "cpu" else 0.0
+        self.batcher = Batcher(self._outputs, limits or BatchLimits(), curve=curve, short_s=short_s)
         self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
         self._row_shape = bundle.manifest.preprocessing.shape
         self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")
@@ -244,13 +252,16 @@ class Session:
             for row, order in zip(scores, best, strict=True)
         ]
 
-    def close(self) -> None:
-        """Answer what was accepted, then free the runner. Closing twice is fine."""
+    def close(self, timeout_s: float | None = None) -> None:
+        """Answer what was accepted, then free the runner. Closing twice is fine.
+
+        timeout_s: after which what still waits fails with ClosedError, and a run in progress is left to itself.
+        """
         with self._closing:
             if self._closed:
                 return
             self._closed = True
-        self.batcher.close()
+        self.batcher.close(timeout_s=timeout_s)
         self._decoders.shutdown()
         self.runner.close()
 

@@ -29,6 +29,7 @@ from trueport.runtime.errors import (
     InvalidRequestError,
     OverloadedError,
     RequestError,
+    StuckError,
     UsageError,
 )
 from trueport.runtime.runner import Array
@@ -666,3 +667,132 @@ def test_totals(make: Callable[..., Batcher], run: Gated) -> None:
     concurrent.futures.wait(futures, PATIENCE_S)
     assert stats.requests == 3, "what was handed out does not change any more"
     assert batcher.stats().requests == 4
+
+
+# Short runs, in the thread of an event loop.
+
+
+class InLoop:
+    """Runs that tell which thread they were in; short as far as the batcher knows."""
+
+    def __init__(self, make: Callable[..., Batcher], seconds: float = 1e-4, **options: Any) -> None:
+        self.threads: list[str] = []
+        curve = LatencyCurve(((1, seconds),)) if seconds else LatencyCurve()
+        self.batcher = make(run=self.run, curve=curve, short_s=1e-3, name="worker", **options)
+        if seconds:  # a worker looks at the queue when it starts: here it has done so
+            self.batcher.submit(rows(0)).result(PATIENCE_S)
+            self.threads.clear()
+
+    def run(self, batch: Array) -> dict[str, Array]:
+        self.threads.append(threading.current_thread().name)
+        return {"doubled": batch * 2}
+
+    async def answers(self, *requests: Array, wake: bool = False) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in requests]
+        for request, future in zip(requests, futures, strict=True):
+            self.batcher.enqueue(request, future, wake=wake)
+        while self.batcher.run_here(loop):
+            pass
+        return await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), PATIENCE_S)
+
+
+def test_what_is_short_runs_in_the_loop_s_own_thread_as_one_batch(make: Callable[..., Batcher]) -> None:
+    short = InLoop(make)
+    answers = asyncio.run(short.answers(rows(1), rows(2, 3)))
+    assert [answer["doubled"][:, 0].tolist() for answer in answers] == [[2], [4, 6]]
+    assert short.threads == ["MainThread"]
+    assert (short.batcher.stats().requests, short.batcher.stats().batches) == (3, 2)
+
+
+def test_what_waits_beyond_a_batch_runs_in_the_next(make: Callable[..., Batcher]) -> None:
+    short = InLoop(make, limits=BatchLimits(max_batch_rows=2))
+    asyncio.run(short.answers(*[rows(value) for value in range(5)]))
+    assert short.threads == ["MainThread"] * 3
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0])
+def test_what_is_long_or_not_known_is_left_to_a_worker(make: Callable[..., Batcher], seconds: float) -> None:
+    long = InLoop(make, seconds)
+    answers = asyncio.run(long.answers(rows(1)))
+    assert answers[0]["doubled"][0, 0] == 2
+    assert long.threads == ["worker-0"]
+
+
+def test_a_deadline_that_passed_and_a_run_that_fails_are_told_from_the_loop_too(make: Callable[..., Batcher]) -> None:
+    async def use() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(2)]
+        short.batcher.enqueue(rows(1), futures[0], deadline_s=1e-9 + 2e-4, wake=False)
+        time.sleep(0.001)
+        short.batcher.enqueue(np.array([["a"]]), futures[1], wake=False)
+        short.batcher.run_here(loop)
+        return await asyncio.gather(*futures, return_exceptions=True)
+
+    short = InLoop(make)
+    late, failed = asyncio.run(use())
+    assert isinstance(late, DeadlineError)
+    assert isinstance(failed, TypeError)
+
+
+def test_nothing_runs_in_the_loop_beside_a_worker(make: Callable[..., Batcher], run: Gated) -> None:
+    batcher = make(curve=LatencyCurve(((1, 1e-4),)), short_s=1e-3)
+    held = batcher.submit(rows(1))
+    run.next_batch()
+
+    async def use() -> Any:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        batcher.enqueue(rows(2), future, wake=False)
+        assert not batcher.run_here(loop)
+        assert run.begun.empty()
+        run.gate.set()
+        return await asyncio.wait_for(future, PATIENCE_S)
+
+    assert asyncio.run(use())["doubled"][0, 0] == 4
+    assert held.result(PATIENCE_S)
+
+
+# Runs that do not end.
+
+
+def test_a_run_that_does_not_end_is_given_up_with_all_that_waits(make: Callable[..., Batcher], run: Gated) -> None:
+    batcher = make()
+    running = batcher.submit(rows(1))
+    run.next_batch()
+    waiting = batcher.submit(rows(2))
+    assert not batcher.give_up(PATIENCE_S)
+    assert batcher.give_up(0.0)
+    for future in (running, waiting):
+        with pytest.raises(StuckError, match="has not come to the end of a run in 0 s"):
+            future.result(PATIENCE_S)
+    assert batcher.give_up(0.0)  # it still runs
+    run.gate.set()
+    assert batcher.submit(rows(3)).result(PATIENCE_S)["doubled"][0, 0] == 6
+    assert not batcher.give_up(0.0)
+    assert (batcher.stats().failed, batcher.stats().cancelled, batcher.stats().requests) == (1, 1, 1)
+
+
+def test_other_workers_go_on_beside_a_run_that_does_not_end(make: Callable[..., Batcher], run: Gated) -> None:
+    batcher = make(workers=2)
+    stuck = batcher.submit(rows(1))
+    run.next_batch()
+    assert not batcher.give_up(0.0)
+    with pytest.raises(StuckError):
+        stuck.result(PATIENCE_S)
+    run.gate.set()
+    assert batcher.submit(rows(2)).result(PATIENCE_S)["doubled"][0, 0] == 4
+
+
+def test_a_request_knows_when_it_ran_and_with_how_many(make: Callable[..., Batcher]) -> None:
+    short = InLoop(make)
+
+    async def use() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        requests = [short.batcher.enqueue(rows(1, 2), loop.create_future(), wake=False) for _ in range(2)]
+        short.batcher.run_here(loop)
+        return requests
+
+    for request in asyncio.run(use()):
+        assert request.batch_rows == 4
+        assert request.arrived_s <= request.began_s <= request.ended_s
