@@ -18,12 +18,16 @@ TOKEN_VARIABLE = "TRUEPORT_TOKEN"  # noqa: S105 - its name
 @app.command()
 def serve(
     bundles: Annotated[
-        list[Path], typer.Argument(metavar="BUNDLE", help="Bundle folders; each is served under its own name.")
-    ],
+        list[Path] | None,
+        typer.Argument(metavar="BUNDLE", help="Bundle folders; each is served under its own name.", show_default=False),
+    ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; the default is this machine only.")
     ] = "127.0.0.1",
     http: Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="Port; 0 takes a free one.")] = 8000,
+    grpc: Annotated[
+        int | None, typer.Option(min=0, max=65535, metavar="PORT", help="Answer gRPC too; 0 takes a free port.")
+    ] = None,
     runner: Annotated[
         str | None, typer.Option(metavar="RUNNER", help="Such as onnxruntime:cpu; see below where not given.")
     ] = None,
@@ -43,6 +47,16 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="ROWS", help="Most rows that wait, more are refused; 1024 where not given."),
     ] = None,
+    decode_threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="That decode pictures; one a core where not given.")
+    ] = None,
+    models: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Bundles in it can be loaded later, see --model-control."),
+    ] = None,
+    model_control: Annotated[
+        bool, typer.Option("--model-control", help="Let clients load and unload models (/v2/repository).")
+    ] = False,
     token_file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Answer only requests with the token in this file; or set TRUEPORT_TOKEN."),
@@ -51,23 +65,50 @@ def serve(
 ) -> None:
     """Serve by the Open Inference Protocol, in batches, each model once it answers its golden set as the original did.
 
-    Ctrl-C or SIGTERM: answer what was accepted, then end; a second one ends at once.
+    Ctrl-C or SIGTERM: answer what was accepted, then end; a second one ends at once. SIGHUP: load the models anew whose
+    bundle has been replaced, without a pause; one that fails its golden set is not taken, and the old one stays.
 
     Where neither runner, variant nor threads are given, each bundle runs as `trueport tune` found to be fastest here,
     else on onnxruntime:cpu; which it is, and why, is told at the start.
     """
-    from trueport.runtime import BatchLimits, load
-    from trueport.runtime.server import Access, token_from_file
+    from trueport.runtime import BatchLimits, Session, load
+    from trueport.runtime.errors import UsageError
+    from trueport.runtime.server import Access, Source, require_golden, token_from_file
     from trueport.runtime.server import serve as serve_sessions
 
     from ..console import say
 
+    if not bundles and not (models and model_control):
+        raise UsageError("give a BUNDLE to serve, or --models FOLDER with --model-control to load some later")
+    if models is not None and not models.is_dir():
+        raise UsageError(f"--models {models} is no folder: give one that holds bundles")
     token = token_from_file(token_file) if token_file else os.environ.get(TOKEN_VARIABLE)
     access = Access(token, open_health=open_health)
     limits = None
     if max_batch is not None or max_queue is not None:
         limits = BatchLimits(max_batch_rows=max_batch or 32, max_queue_rows=max_queue or 1024)
-    sessions = [load(bundle, variant=variant, runner=runner, threads=threads, limits=limits) for bundle in bundles]
-    for session in sessions:
+
+    def opened(bundle: Path) -> Session:
+        session = load(bundle, variant=variant, runner=runner, threads=threads, limits=limits)
         say(f"{session.manifest.name} {session.manifest.version}: {session.chosen}")
-    serve_sessions(sessions, host=host, port=http, log=say, access=access)
+        return session
+
+    source = Source(opened, require_golden, models, model_control)
+    sessions: list[Session] = []
+    try:
+        for bundle in bundles or ():
+            sessions.append(opened(bundle))  # noqa: PERF401 - what is open is closed where the next one fails
+    except BaseException:
+        for session in sessions:
+            session.close()
+        raise
+    serve_sessions(
+        sessions,
+        host=host,
+        port=http,
+        log=say,
+        access=access,
+        grpc_port=grpc,
+        source=source,
+        decode_threads=decode_threads,
+    )

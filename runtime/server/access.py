@@ -8,8 +8,11 @@ from pathlib import Path
 
 from ..errors import UsageError
 from .answers import UnauthorizedError
+from .page import FILES
 
 HEALTH = frozenset(("/v2/health/live", "/v2/health/ready"))
+PAGES = frozenset(FILES)
+"""They hold nothing that is secret, and one of them has to ask for the token."""
 LONGEST_TOKEN = 1024
 REFUSED = "this server asks for a token: send Authorization: Bearer TOKEN, or X-Api-Key: TOKEN"
 
@@ -26,7 +29,12 @@ class Access:
         if token is not None and " " in token:
             raise UsageError("a token holds no space: make another one")
         self._token = None if token is None else token.encode()
-        self._open = HEALTH if open_health else frozenset[str]()
+        self._open = PAGES | HEALTH if open_health else PAGES
+
+    @property
+    def open_paths(self) -> frozenset[str] | None:
+        """What needs no token; None: nothing needs one."""
+        return None if self._token is None else self._open
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raise UnauthorizedError unless this request may be answered."""

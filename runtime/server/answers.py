@@ -2,6 +2,7 @@
 
 ProtocolError                                 its own status: 400, 408, 413, 414, 417, 431 or 505
 InvalidRequestError, UsageError, ImageError   400
+GateError, BundleError, MissingError          400, of a model that was to be loaded
 UnauthorizedError                             401 with WWW-Authenticate
 UnknownError (no such model, version or path) 404
 MethodError                                   405 with Allow
@@ -9,7 +10,7 @@ TooLargeError                                 413
 UnsupportedError (form data, compressed body) 415
 OutputError (NaN or infinity in an output)    500
 OverloadedError                               503 with Retry-After
-ClosedError                                   503
+ClosedError, StuckError, UnavailableError     503
 DeadlineError                                 504, as gRPC's DEADLINE_EXCEEDED; a 503 would invite a retry
 anything else                                 500, its cause only in the log
 """
@@ -22,12 +23,16 @@ import math
 import msgspec
 
 from ..errors import (
+    BundleError,
     ClosedError,
     DeadlineError,
+    GateError,
     InvalidRequestError,
+    MissingError,
     OutputError,
     OverloadedError,
     RequestError,
+    StuckError,
     UsageError,
 )
 
@@ -57,6 +62,10 @@ class UnauthorizedError(RequestError):
 
 class UnknownError(RequestError):
     """There is no such model, version or path."""
+
+
+class UnavailableError(RequestError):
+    """The server does not offer this unless it was asked to."""
 
 
 class MethodError(RequestError):
@@ -139,7 +148,7 @@ def _status(error: BaseException) -> tuple[int, list[Pair]]:  # noqa: PLR0911 - 
     match error:
         case ProtocolError():
             return error.status, []
-        case InvalidRequestError() | UsageError():
+        case InvalidRequestError() | UsageError() | GateError() | BundleError() | MissingError():
             return 400, []
         case UnauthorizedError():
             return 401, [(b"www-authenticate", b"Bearer")]
@@ -152,15 +161,16 @@ def _status(error: BaseException) -> tuple[int, list[Pair]]:  # noqa: PLR0911 - 
         case UnsupportedError():
             return 415, []
         case OverloadedError():
-            return 503, [(b"retry-after", b"%d" % _retry_after_s(error.expected_wait_s))]
-        case ClosedError():
+            return 503, [(b"retry-after", b"%d" % retry_after_s(error.expected_wait_s))]
+        case ClosedError() | StuckError() | UnavailableError():
             return 503, []
         case DeadlineError():
             return 504, []
     return 500, []
 
 
-def _retry_after_s(expected_wait_s: float) -> int:
+def retry_after_s(expected_wait_s: float) -> int:
+    """Whole seconds after which to try again, for a wait that is expected; at most an hour."""
     if not math.isfinite(expected_wait_s):
         return LONGEST_RETRY_S
     return min(max(1, math.ceil(expected_wait_s)), LONGEST_RETRY_S)

@@ -11,6 +11,7 @@ from .access import Access
 from .answers import Answer, answer_from_error
 from .contract import Receive, Request, Scope, Send, ServerLimits
 from .http1 import LONGEST_NUMBER, too_large
+from .models import Models
 from .routes import REQUEST_ID, Router, begun
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ class App:
         self, sessions: Sequence[Session], limits: ServerLimits = DEFAULT_LIMITS, access: Access | None = None
     ) -> None:
         self._limits = limits
-        self._router = Router(sessions, limits, access or Access())
+        if not sessions:
+            raise UsageError("there is no model to serve: give at least one")
+        models = Models(limits)
+        for session in sessions:
+            models.add(session)
+        self._router = Router(models, access or Access())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3: scopes `http` and `lifespan`."""
@@ -66,12 +72,20 @@ class App:
                 answered.set_result(answer)
 
         cancel = begun(handler, Request(headers, scope.get("query_string", b""), body), respond)
+        if answered.done():
+            return answered.result()
+        leaving = asyncio.ensure_future(_disconnected(receive))
         try:
-            return await answered
-        except asyncio.CancelledError:
+            await asyncio.wait((answered, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise _DisconnectedError
+            return answered.result()
+        except (asyncio.CancelledError, _DisconnectedError):
             if cancel is not None:
                 cancel()
             raise
+        finally:
+            leaving.cancel()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -87,7 +101,13 @@ class App:
 
 
 class _DisconnectedError(Exception):
-    """The client went away before its request had arrived: nobody is left to answer."""
+    """The client went away: nobody is left to answer."""
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Until the client goes away; after a request's body nothing else can come."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:

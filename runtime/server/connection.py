@@ -63,6 +63,7 @@ class Connection(asyncio.Protocol):
         "_cancel",
         "_chunks",
         "_connections",
+        "_generation",
         "_handler",
         "_head",
         "_held",
@@ -88,6 +89,8 @@ class Connection(asyncio.Protocol):
         """So many bytes of the buffer hold no end of a head."""
         self._head: Head
         self._handler: Handler
+        self._generation = 0
+        """Of the models, when the handler was found."""
         self._chunks: ChunkedBody | None = None
         self._held = 0
         """What all connections' count of held bytes has from this one."""
@@ -216,6 +219,7 @@ class Connection(asyncio.Protocol):
             body = self._body()
             if body is None:
                 return False
+            self._route_again()
             self._answer(body)
         return self._phase is Phase.HEAD
 
@@ -256,6 +260,7 @@ class Connection(asyncio.Protocol):
             self._answer(body)
             return
         self._phase, self._since_s = Phase.BODY, connections.now_s
+        self._generation = connections.router.models.generation
         self._read_on(True)
         if head.length == CHUNKED:
             self._chunks = ChunkedBody(connections.limits.max_body_bytes)
@@ -297,6 +302,16 @@ class Connection(asyncio.Protocol):
         return body
 
     # From a request to its answer.
+
+    def _route_again(self) -> None:
+        """A model may have been exchanged while the body arrived: the new one answers."""
+        router, head = self._connections.router, self._head
+        if self._generation != router.models.generation:
+            try:
+                self._handler = router.route(head.method, head.path, head.headers)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
+                answer = answer_from_error(error)
+                self._handler = lambda _, respond: respond(answer)
 
     def _answer(self, body: bytes) -> None:
         self._phase = Phase.ANSWER

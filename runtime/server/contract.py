@@ -70,6 +70,8 @@ class ServerLimits:
     """Between two requests: longer than clients and proxies keep a connection, so that no request meets its end."""
     drain_s: float = 30
     """How long a stopping server waits for the requests it has begun."""
+    run_s: float = 60
+    """A run that takes longer is given up, with all that waits for it, and its model is not ready until it ends."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

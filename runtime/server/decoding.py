@@ -19,10 +19,10 @@ FIRST_GUESS_S = 0.01
 class Decoder:
     """A bounded number of pictures in a few threads. Used from one event loop."""
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, max_waiting: int, threads: int | None = None) -> None:
         self._max_waiting = max_waiting
-        self._threads = available_cores()
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="trueport-decode")
+        self.threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="trueport-decode")
         self._waiting = 0
         self._picture_s = FIRST_GUESS_S
 
@@ -32,7 +32,7 @@ class Decoder:
         Raises ImageError for the first that can't be decoded, OverloadedError where too many wait already, ClosedError.
         """
         if self._waiting and self._waiting + len(pictures) > self._max_waiting:
-            wait_s = self._waiting * self._picture_s / self._threads
+            wait_s = self._waiting * self._picture_s / self.threads
             raise OverloadedError(f"{self._waiting} pictures wait to be decoded, try again in {wait_s:.1f} s", wait_s)
         decoding = [self._decoding(prepare, picture) for picture in pictures]
         results = await asyncio.gather(*decoding, return_exceptions=True)

@@ -8,14 +8,16 @@ from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
-from ..errors import DeadlineError, ImageError, InvalidRequestError
+from ..errors import DeadlineError, ImageError, InvalidRequestError, StuckError
 from .answers import Answer, UnsupportedError, answer_from_error, answer_from_json
-from .contract import Cancel, Request, Respond, ServerLimits
+from .contract import Cancel, Request, Respond, Rows, ServerLimits
 from .decoding import Decoder
+from .forms import picture_from_form
 from .outputs import AnswerWriter, Outputs
 from .protocol import InferRequest, RequestReader, shown
 from .signature import signature_from_manifest
 from .statistics import Figures, Tally
+from .timed import Timed, is_asked_for, with_timing
 
 if TYPE_CHECKING:
     from ..answering import Request as Waiting
@@ -25,23 +27,32 @@ DEFAULT_TOP = 5
 
 
 class ModelEndpoint:
-    """Answers the POSTs to one version of one model. Used from one event loop."""
+    """Answers what is asked of one version of one model. Used from one event loop.
 
-    def __init__(self, session: Session, decoder: Decoder, limits: ServerLimits) -> None:
+    passed: what the replay of its golden set said; empty: there was none.
+    Raises UsageError for a model that can't be served.
+    """
+
+    def __init__(self, session: Session, decoder: Decoder, limits: ServerLimits, passed: str = "") -> None:
         self.session = session
         self.signature = signature_from_manifest(session.manifest, session.batcher.limits.max_batch_rows)
+        self.passed = passed
         self.tally = Tally()
         self._batcher = session.batcher
         self._decoder = decoder
+        self._limits = limits
         self._reader = RequestReader(self.signature, limits.max_json_bytes)
         self._writer = AnswerWriter(self.signature)
-        self._tasks: set[asyncio.Task[Answer]] = set()
-        """A task that nobody holds could be collected before its end."""
+        self._tasks: set[asyncio.Task[object]] = set()
+        """Of requests that may still come to the batcher; a task that nobody holds could be collected early."""
+        self._soon = False
+        """The loop is about to run what waits by itself."""
+        self._stuck = False
 
     @property
     def ready(self) -> bool:
-        """False once the session is closed: it does not come back."""
-        return not self.session.closed
+        """False while a run does not end, and once the session is closed."""
+        return not self.session.closed and not self._stuck
 
     def figures(self) -> Figures:
         """What was asked of it so far."""
@@ -53,12 +64,15 @@ class ModelEndpoint:
         try:
             _refuse_compressed(request.headers)
             asked = self._reader.request(request.body, request.headers.get(b"inference-header-content-length"))
+            timed = is_asked_for(request.headers)
             if asked.rows is None:
-                return self._in_a_task(self._infer_pictures(asked), begun_s, respond)
-            delivery = _Delivery(self, asked, begun_s, respond)
+                return self._in_a_task(self._infer_pictures(asked, timed), begun_s, respond)
+            self._refuse_stuck()
+            delivery = _Delivery(self, asked, begun_s, respond, timed)
             delivery.waiting = self._batcher.enqueue(
-                asked.rows, delivery, deadline_s=asked.timeout_s, priority=asked.priority
+                asked.rows, delivery, deadline_s=asked.timeout_s, priority=asked.priority, wake=False
             )
+            self._run_soon()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             self.fail(error, begun_s, respond)
             return None
@@ -68,7 +82,28 @@ class ModelEndpoint:
         """One encoded picture in, its best classes out: the session's scores, a softmax or a sigmoid of each label."""
         return self._in_a_task(self._classify(request), time.monotonic(), respond)
 
-    def succeed(self, asked: InferRequest, outputs: Outputs, begun_s: float, respond: Respond) -> None:
+    async def outputs(self, asked: InferRequest) -> Outputs:
+        """What was asked for, to be written by another protocol; counted as any request is.
+
+        Raises what the batcher and the decoder raise. A task that is cancelled while it awaits this leaves the queue.
+        """
+        task, begun_s = asyncio.current_task(), time.monotonic()
+        if task is not None:
+            self._tasks.add(task)
+        try:
+            outputs, _ = await self._outputs(asked)
+        except BaseException as error:
+            self.tally.failed(error, time.monotonic() - begun_s)
+            raise
+        finally:
+            if task is not None:
+                self._tasks.discard(task)
+        self.tally.succeeded(time.monotonic() - begun_s)
+        return outputs
+
+    def succeed(
+        self, asked: InferRequest, outputs: Outputs, begun_s: float, respond: Respond, timed: Timed | None
+    ) -> None:
         """Answer with these outputs."""
         try:
             answer = self._writer.answer(asked, outputs)
@@ -76,7 +111,7 @@ class ModelEndpoint:
             self.fail(error, begun_s, respond)
             return
         self.tally.succeeded(time.monotonic() - begun_s)
-        respond(answer)
+        respond(answer if timed is None else with_timing(answer, timed))
 
     def fail(self, error: BaseException, begun_s: float, respond: Respond) -> None:
         """Answer with an error."""
@@ -87,6 +122,31 @@ class ModelEndpoint:
         """Nobody waits for the answer any more."""
         self._batcher.withdraw(waiting)
         self.tally.failed(asyncio.CancelledError(), time.monotonic() - begun_s)
+
+    def look_after(self) -> None:
+        """Called now and then: a run that does not end is given up, with all that waits for it."""
+        self._stuck = self._batcher.give_up(self._limits.run_s)
+
+    async def retire(self) -> None:
+        """Answer what was begun, then close the session. Nothing new may be asked of it any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.to_thread(self.session.close, self._limits.drain_s)
+
+    def _run_soon(self) -> None:
+        if not self._soon:
+            self._soon = True
+            asyncio.get_running_loop().call_soon(self._run_here)
+
+    def _run_here(self) -> None:
+        """Run what has come in this turn of the loop, in the loop's own thread where that takes no time to speak of."""
+        self._soon = False
+        if self._batcher.run_here(asyncio.get_running_loop()):
+            self._run_soon()
+
+    def _refuse_stuck(self) -> None:
+        if self._stuck:
+            raise StuckError(f"{self.signature.name} does not answer at present: a run of it has not come to its end")
 
     def _in_a_task(self, work: Coroutine[None, None, Answer], begun_s: float, respond: Respond) -> Cancel:
         task = asyncio.get_running_loop().create_task(work)
@@ -105,43 +165,60 @@ class ModelEndpoint:
         task.add_done_callback(finish)
         return task.cancel
 
-    async def _infer_pictures(self, asked: InferRequest) -> Answer:
-        begun_s = time.monotonic()
-        rows = await self._decoder.rows(self.session.prepare, asked.pictures)
-        deadline_s = _remaining(asked.timeout_s, time.monotonic() - begun_s)
-        outputs = await self._batcher.asubmit(rows, deadline_s=deadline_s, priority=asked.priority)
-        return self._writer.answer(asked, outputs)
+    async def _infer_pictures(self, asked: InferRequest, timed: bool) -> Answer:
+        outputs, timing = await self._outputs(asked)
+        answer = self._writer.answer(asked, outputs)
+        return with_timing(answer, timing) if timed else answer
 
     async def _classify(self, request: Request) -> Answer:
         _refuse_compressed(request.headers)
-        _refuse_form(request.headers)
         top = _top(request.query)
-        if not request.body:
+        picture = picture_from_form(request.headers.get(b"content-type", b""), request.body)
+        if not picture:
             raise ImageError("the body is empty, expected the bytes of one JPEG or PNG picture")
-        rows = await self._decoder.rows(self.session.prepare, [request.body])
-        outputs = await self._batcher.asubmit(rows)
-        logits = outputs[self.signature.json_outputs[0].name]
-        best = self.session.predictions(logits, top)[0].top
-        return answer_from_json(
-            {
-                "model_name": self.signature.name,
-                "model_version": self.signature.version,
-                "predictions": best,
-            }
-        )
+        asked = InferRequest(None, (picture,), "", self.signature.json_outputs, 0, None)
+        outputs, timing = await self._outputs(asked)
+        best = self.session.predictions(outputs[self.signature.json_outputs[0].name], top)[0].top
+        told = {"model_name": self.signature.name, "model_version": self.signature.version, "predictions": best}
+        answer = answer_from_json(told)
+        return with_timing(answer, timing) if is_asked_for(request.headers) else answer
+
+    async def _outputs(self, asked: InferRequest) -> tuple[Outputs, Timed]:
+        """Decode where there is something to decode, then wait in the queue."""
+        self._refuse_stuck()
+        begun_s = time.monotonic()
+        rows = asked.rows
+        if rows is None:
+            rows = await self._decoder.rows(self.session.prepare, asked.pictures)
+        decode_s = time.monotonic() - begun_s
+        outputs, waiting = await self._queued(rows, _remaining(asked.timeout_s, decode_s), asked.priority)
+        return outputs, Timed(waiting, decode_s)
+
+    async def _queued(self, rows: Rows, deadline_s: float | None, priority: int) -> tuple[Outputs, Waiting]:
+        future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        waiting = self._batcher.enqueue(rows, future, deadline_s=deadline_s, priority=priority, wake=False)
+        self._run_soon()
+        try:
+            return await future, waiting
+        except (asyncio.CancelledError, GeneratorExit):
+            self._batcher.withdraw(waiting)
+            raise
 
 
 class _Delivery:
     """What the batcher answers: in place of a future, so that a whole batch is answered in one call into the loop."""
 
-    __slots__ = ("_asked", "_begun_s", "_done", "_endpoint", "_loop", "_respond", "waiting")
+    __slots__ = ("_asked", "_begun_s", "_done", "_endpoint", "_loop", "_respond", "_timed", "waiting")
 
-    def __init__(self, endpoint: ModelEndpoint, asked: InferRequest, begun_s: float, respond: Respond) -> None:
+    def __init__(
+        self, endpoint: ModelEndpoint, asked: InferRequest, begun_s: float, respond: Respond, timed: bool
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = endpoint
         self._asked = asked
         self._begun_s = begun_s
         self._respond = respond
+        self._timed = timed
         self._done = False
         self.waiting: Waiting | None = None
 
@@ -153,7 +230,8 @@ class _Delivery:
 
     def set_result(self, result: Outputs, /) -> None:
         self._done = True
-        self._endpoint.succeed(self._asked, result, self._begun_s, self._respond)
+        timed = Timed(self.waiting) if self._timed and self.waiting is not None else None
+        self._endpoint.succeed(self._asked, result, self._begun_s, self._respond, timed)
 
     def set_exception(self, exception: BaseException, /) -> None:
         self._done = True
@@ -178,13 +256,6 @@ def _refuse_compressed(headers: Mapping[bytes, bytes]) -> None:
     if encoding != b"identity" and encoding.lower() != b"identity":
         raise UnsupportedError(
             f"Content-Encoding {shown(encoding.decode('latin1'))} is not read here: send it uncompressed"
-        )
-
-
-def _refuse_form(headers: Mapping[bytes, bytes]) -> None:
-    if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
-        raise UnsupportedError(
-            "forms are not read here: send the picture's bytes as the body, as in curl --data-binary @picture.jpg"
         )
 
 

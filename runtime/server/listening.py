@@ -106,6 +106,8 @@ class Connections:
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
         for connection in list(self._open):
             connection.check_time(self.now_s)
+        for endpoint in self.router.models:
+            endpoint.look_after()
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -58,14 +58,7 @@ class AnswerWriter:
 
     def _composed(self, request: InferRequest, outputs: Outputs) -> Answer:
         signature = self._signature
-        described: list[dict[str, Any]] = []
-        tail: list[bytes] = []
-        for wanted in request.outputs:
-            values = outputs[wanted.name]
-            if wanted.classes:
-                described.append(_classes(signature.labels, wanted, values, tail))
-            else:
-                described.append(_values(wanted, values, tail))
+        described, tail = described_outputs(signature, request.outputs, outputs)
         head = {"model_name": signature.name, "model_version": signature.version, "outputs": described}
         if request.id:
             head["id"] = request.id
@@ -77,7 +70,23 @@ class AnswerWriter:
         return Answer(200, fields(OCTETS, content_length(len(body)), json_bytes), body)
 
 
-def _values(wanted: WantedOutput, values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
+def described_outputs(
+    signature: Signature, asked: Sequence[WantedOutput], outputs: Outputs
+) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """Name, datatype and shape of each output that is asked for, with its data where they are not binary; and the bytes
+    of each that is.
+
+    Raises InvalidRequestError for the classes of an output that has none.
+    """
+    described: list[dict[str, Any]] = []
+    tail: list[bytes] = []
+    for wanted in asked:
+        describe = _classes if wanted.classes else _values
+        described.append(describe(signature.labels, wanted, outputs[wanted.name], tail))
+    return described, tail
+
+
+def _values(_: Sequence[str], wanted: WantedOutput, values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
     described: dict[str, Any] = {"name": wanted.name, "datatype": ARRAY_DATATYPES[values.dtype], "shape": values.shape}
     if wanted.binary:
         tail.append(values.tobytes())

@@ -7,7 +7,7 @@ Tensors come as JSON or, behind the JSON, as bytes (Triton's binary tensor data 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -81,7 +81,7 @@ class _Request(msgspec.Struct):
     parameters: _Parameters | None = None
 
 
-class _Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True):
     """What the JSON of a request says, once it has been found to fit the model."""
 
     tensor: _Input
@@ -114,7 +114,7 @@ class RequestReader:
     def __init__(self, signature: Signature, max_json_bytes: int) -> None:
         self._signature = signature
         self._max_json_bytes = max_json_bytes
-        self._known: dict[bytes, _Head] = {}
+        self._known: dict[bytes, Head] = {}
 
     def request(self, body: bytes, header_length: bytes | None) -> InferRequest:
         """Read one request.
@@ -135,14 +135,14 @@ class RequestReader:
                 f"Inference-Header-Content-Length has to say where the JSON ends"
             )
         if not head.pixels:
-            pictures = _pictures(head, memoryview(body)[size:])
+            pictures = pictures_from_elements(head, memoryview(body)[size:])
         elif head.binary_bytes is None:
             rows = _pixels_from_json(head.tensor)
         else:
             rows = np.frombuffer(body, np.uint8, offset=size).reshape(head.tensor.shape)
         return InferRequest(rows, pictures, head.id, head.outputs, head.priority, head.timeout_s)
 
-    def _head(self, text: bytes) -> _Head:
+    def _head(self, text: bytes) -> Head:
         if len(text) > self._max_json_bytes:
             raise InvalidRequestError(
                 f"the JSON has {len(text)} bytes, at most {self._max_json_bytes} are read: send binary tensors"
@@ -153,6 +153,19 @@ class RequestReader:
                 del self._known[next(iter(self._known))]
             self._known[text] = head
         return head
+
+
+def head_from_fields(signature: Signature, fields: Mapping[str, object]) -> Head:
+    """Check a request that is not JSON but has the same fields: `inputs`, `outputs`, `id` and `parameters`.
+
+    binary_data_size: of the input, has to be given; its values are not among the fields.
+    Raises InvalidRequestError for anything that is not a request to this model.
+    """
+    try:
+        request = msgspec.convert(fields, _Request)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"this is not an inference request: {error}") from error
+    return _checked(signature, request)
 
 
 def shown(value: object) -> str:
@@ -187,7 +200,7 @@ def _raw_row(signature: Signature, body: bytes) -> Rows:
     return np.frombuffer(body, np.uint8).reshape(1, *signature.row_shape)
 
 
-def _checked(signature: Signature, request: _Request) -> _Head:
+def _checked(signature: Signature, request: _Request) -> Head:
     parameters = request.parameters or _NO_PARAMETERS
     if len(request.inputs) != 1 or request.inputs[0].name != signature.input:
         found = shown([tensor.name for tensor in request.inputs[:8]])
@@ -211,7 +224,7 @@ def _checked(signature: Signature, request: _Request) -> _Head:
         raise InvalidRequestError(
             f"expected 1 to {signature.max_rows} rows a request, found {shown(rows)}: send them in several"
         )
-    return _Head(
+    return Head(
         tensor=tensor,
         rows=rows,
         pixels=tensor.datatype == "UINT8",
@@ -232,7 +245,7 @@ def _check_pixels(signature: Signature, tensor: _Input, size: int | None) -> Non
     if size is not None and size != shape[0] * signature.row_bytes:
         raise InvalidRequestError(
             f"input {tensor.name} of shape {shown(shape)} has {shown(shape[0] * signature.row_bytes)} bytes, "
-            f"binary_data_size is {size}"
+            f"found {size}"
         )
 
 
@@ -260,8 +273,11 @@ def _pixels_from_json(tensor: _Input) -> Rows:
     return pixels
 
 
-def _pictures(head: _Head, data: memoryview) -> list[bytes]:
-    """Elements of a BYTES tensor, each a little-endian uint32 length and so many bytes."""
+def pictures_from_elements(head: Head, data: memoryview) -> list[bytes]:
+    """Elements of a BYTES tensor, each a little-endian uint32 length and so many bytes.
+
+    Raises InvalidRequestError where these are not as many as the tensor has.
+    """
     pictures: list[bytes] = []
     position = 0
     while position < len(data) and len(pictures) < head.rows:

@@ -6,16 +6,18 @@ Every path is known once the models are, so that routing is one look into a dict
     GET   /v2/models/M[/versions/V]   and below it  /ready  /config  /stats
     POST  /v2/models/M[/versions/V]   and below it  /infer  /classify
     POST  /classify                                          where one model is served
+    POST  /v2/repository/index   /v2/repository/models/M/load   /v2/repository/models/M/unload
+    GET   /status   /openapi.json   and the files of page.py
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING
 
-from ..errors import InvalidRequestError, TrueportError, UsageError, unknown_name
+from ..errors import InvalidRequestError, TrueportError
 from .access import Access
 from .answers import (
     Answer,
@@ -26,58 +28,51 @@ from .answers import (
     answer_from_json,
     empty_answer,
 )
-from .contract import Cancel, Handler, Request, Respond, ServerLimits
-from .decoding import Decoder
+from .contract import Cancel, Handler, Request, Respond
+from .control import Control
 from .endpoint import ModelEndpoint
+from .models import LONGEST_NAME, Models
+from .openapi import openapi
+from .page import page_routes, status
+from .repository import Repository
 from .signature import model_config, model_metadata, server_metadata
 from .statistics import model_statistics, prometheus_text
 
-if TYPE_CHECKING:
-    from ..session import Session
-
-LONGEST_NAME = 100
 LONGEST_REQUEST_ID = 128
 PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 REQUEST_ID = b"x-request-id"
+NO_STORE = (b"cache-control", b"no-store")
 
 
 class Router:
-    """Serves sessions; of several versions of one name, the last is the one that is meant without a version.
+    """Serves models, and what can be told of them. Used from one event loop.
 
-    Raises UsageError for a model that can't be served, or one that is given twice. The sessions stay the caller's:
-    `close` does not close them.
+    The models stay the caller's: `close` does not close their sessions.
     """
 
-    def __init__(self, sessions: Sequence[Session], limits: ServerLimits, access: Access) -> None:
-        if not sessions:
-            raise UsageError("there is no model to serve: give at least one")
-        self._access = access
-        self._decoder = Decoder(limits.max_waiting_pictures)
+    def __init__(self, models: Models, access: Access, repository: Repository | None = None) -> None:
+        self.models = models
+        self.access = access
+        self.repository = repository or Repository(models)
         self._gets: dict[str, Handler] = {}
         self._posts: dict[str, Handler] = {}
-        self._models: dict[str, dict[str, ModelEndpoint]] = {}
+        self._made = -1
+        """Of which generation of the models the table is."""
         self._stopping = False
+        self._control = Control(self.repository)
+        self._pages = page_routes()
         process = os.urandom(6).hex().encode()
         self._request_ids = (b"%b-%x" % (process, number) for number in count(1))
-        for session in sessions:
-            self._add(ModelEndpoint(session, self._decoder, limits))
-        for versions in self._models.values():
-            self._route(versions)
-        self._get("/v2", _always(answer_from_json(server_metadata())))
-        self._get("/v2/health/live", _always(empty_answer()))
-        self._get("/v2/health/ready", self._server_ready)
-        self._get("/v2/models/stats", lambda: _statistics(self._endpoints()))
-        self._get("/metrics", self._metrics)
-        if len(sessions) == 1:
-            self._posts["/classify"] = self._endpoints()[0].classify
 
     def route(self, method: str, path: str, headers: Mapping[bytes, bytes]) -> Handler:
         """What answers such a request; asked before its body is read.
 
         Raises UnauthorizedError, and UnknownError, MethodError or InvalidRequestError where there is nothing.
         """
-        self._access.check(path, headers)
-        handler = self._posts.get(path) if method == "POST" else None
+        self.access.check(path, headers)
+        if self._made != self.models.generation:
+            self._make()
+        handler = (self._posts.get(path) or self._control.handler(path)) if method == "POST" else None
         if method in ("GET", "HEAD"):
             handler = self._gets.get(path)
         if handler is None:
@@ -96,16 +91,27 @@ class Router:
     def close(self) -> None:
         """Stop, and let the threads go."""
         self.stop()
-        self._decoder.close()
+        self.models.close()
 
-    def _add(self, endpoint: ModelEndpoint) -> None:
-        name, version = endpoint.signature.name, endpoint.signature.version
-        versions = self._models.setdefault(name, {})
-        if version in versions:
-            raise UsageError(f"version {version} of {name} is given twice: serve it once, or export under another name")
-        versions[version] = endpoint
+    def _make(self) -> None:
+        self._made = self.models.generation
+        self._gets, self._posts = {}, {}
+        self._get("/v2", _always(answer_from_json(server_metadata(self.repository.control))))
+        self._get("/v2/health/live", _always(empty_answer()))
+        self._get("/v2/health/ready", self._server_ready)
+        self._get("/v2/models/stats", lambda: _statistics(self.models))
+        self._get("/metrics", self._metrics)
+        self._get("/status", lambda: answer_from_json(status(self.models), 200, NO_STORE))
+        self._get("/openapi.json", cache(self._description))
+        for path, page in self._pages.items():
+            self._get(path, _always(page))
+        for versions in self.models.names.values():
+            self._add(versions)
+        if len(self.models) == 1:
+            self._posts["/classify"] = next(iter(self.models)).classify
+        self._posts["/v2/repository/index"] = self._control.index
 
-    def _route(self, versions: dict[str, ModelEndpoint]) -> None:
+    def _add(self, versions: Mapping[str, ModelEndpoint]) -> None:
         for version, endpoint in versions.items():
             base = f"/v2/models/{endpoint.signature.name}"
             for path in (base, f"{base}/versions/{version}"):
@@ -122,21 +128,26 @@ class Router:
     def _get(self, path: str, answer: Callable[[], Answer]) -> None:
         self._gets[path] = lambda _, respond: respond(answer())
 
-    def _endpoints(self) -> list[ModelEndpoint]:
-        return [endpoint for versions in self._models.values() for endpoint in versions.values()]
-
     def _metrics(self) -> Answer:
-        return answer_from_bytes(prometheus_text(endpoint.figures() for endpoint in self._endpoints()), PROMETHEUS)
+        return answer_from_bytes(prometheus_text(endpoint.figures() for endpoint in self.models), PROMETHEUS)
+
+    def is_ready(self) -> bool:
+        """Whether every model answers, and will go on to."""
+        return not self._stopping and all(endpoint.ready for endpoint in self.models)
+
+    def _description(self) -> Answer:
+        control, open_paths = self.repository.control, self.access.open_paths
+        return answer_from_json(openapi(self.models, open_paths=open_paths, control=control), 200, NO_STORE)
 
     def _server_ready(self) -> Answer:
         # the protocol's "no" is a 4xx, as of a model that is not ready
-        if self._stopping or not all(endpoint.ready for endpoint in self._endpoints()):
+        if not self.is_ready():
             return answer_from_json({"error": "not every model is ready"}, 400)
         return empty_answer()
 
     def _refusal(self, method: str, path: str) -> TrueportError:
         """Why there is nothing at this method and path."""
-        if path in self._posts:
+        if path in self._posts or self._control.handler(path):
             return MethodError(f"{path[:LONGEST_NAME]} takes POST, found {method[:LONGEST_NAME]}", "POST")
         if path in self._gets:
             return MethodError(f"{path[:LONGEST_NAME]} takes GET, found {method[:LONGEST_NAME]}", "GET, HEAD")
@@ -148,11 +159,10 @@ class Router:
         return UnknownError(f"there is nothing at {path[:LONGEST_NAME]!r}: GET /v2 and POST /v2/models/NAME/infer are")
 
     def _unknown_model(self, parts: list[str]) -> str | None:
-        name = parts[3][:LONGEST_NAME]
-        if name not in self._models:
-            return str(unknown_name("model", name, self._models))
-        if parts[4:5] == ["versions"] and len(parts) > 5 and parts[5] not in self._models[name]:
-            return str(unknown_name(f"version of {name}", parts[5][:LONGEST_NAME], self._models[name]))
+        try:
+            self.models.find(parts[3], parts[5] if parts[4:5] == ["versions"] and len(parts) > 5 else "")
+        except UnknownError as error:
+            return str(error)
         return None
 
 
@@ -175,5 +185,5 @@ def _statistics(endpoints: Iterable[ModelEndpoint]) -> Answer:
 
 def _model_ready(endpoint: ModelEndpoint) -> Answer:
     if not endpoint.ready:
-        return answer_from_json({"error": f"{endpoint.signature.name} is closed"}, 400)
+        return answer_from_json({"error": f"{endpoint.signature.name} does not answer at present"}, 400)
     return empty_answer()

@@ -9,21 +9,28 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from ..errors import UsageError
 from ..machine import available_cores
 from .access import Access
 from .app import DEFAULT_LIMITS
 from .contract import ServerLimits
 from .listening import BACKLOG, Connections, bound, url
+from .models import Models
 from .replay import require_golden
+from .repository import Repository, Source
 from .routes import Router
 
 if TYPE_CHECKING:
     from ..session import Session
+    from .grpc_service import GrpcServer
+
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Systems without it have no way to say this."""
 
 logger = logging.getLogger("trueport.server")
 
@@ -36,85 +43,145 @@ def serve(
     limits: ServerLimits = DEFAULT_LIMITS,
     access: Access | None = None,
     gate: Callable[[Session], str] = require_golden,
+    *,
+    grpc_port: int | None = None,
+    source: Source | None = None,
+    decode_threads: int | None = None,
 ) -> None:
     """Replay each golden set, then serve until SIGINT or SIGTERM, answer what was begun, close the sessions, return.
 
-    A second signal ends the process at once, with exit code 130 for SIGINT and 143 for SIGTERM.
-    port: 0 takes a free one. log: called with sentences; the one that holds the URL when requests are answered.
-    access: who may ask; None: everybody who reaches the port. gate: what a session has to pass, told in a sentence.
+    A second signal ends the process at once, with exit code 130 for SIGINT and 143 for SIGTERM. SIGHUP loads those
+    models anew whose bundle has been exchanged.
+    port, grpc_port: 0 takes a free one; grpc_port None: no gRPC. log: called with sentences; the one that holds the URL
+    when requests are answered. access: who may ask; None: everybody who reaches the port. gate: what a session has to
+    pass, told in a sentence. source: where models come from while it runs; None: they stay as they are.
+    decode_threads: that decode pictures; None: one for each core.
     Raises UsageError where the address can't be had or a model can't be served, GateError where one does not answer its
-    golden set as the original did; the sessions are closed then too.
+    golden set as the original did, MissingError where gRPC is not installed; the sessions are closed then too.
     """
-    with _signals() as stopping, _closed_at_the_end(sessions), bound(host, port) as listener:
-        router = Router(sessions, limits, access or Access())
+    with _signals() as stopping, _closed_at_the_end(sessions, limits), bound(host, port) as listener:
+        if not sessions and source is None:
+            raise UsageError("there is no model to serve: give at least one")
+        models = Models(limits, decode_threads)
         try:
             for session in sessions:
-                log(gate(session))
-            log(_shares(sessions))
-            names = ", ".join(session.manifest.name for session in sessions)
-            ready = f"serving {names} on {url(listener)}, Ctrl-C stops it"
+                passed = gate(session)
+                models.add(session, passed)
+                log(passed)
+            log(_shares(models))
+            router = Router(models, access or Access(), Repository(models, source, log))
+            server = _Server(router, limits, listener, host, grpc_port, log)
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                runner.run(_until(stopping, listener, router, limits, lambda: log(ready)))
+                runner.run(server.run(stopping))
         finally:
-            router.close()
+            models.close()
 
 
-class _Stopping:
-    """Set by the first signal; the second one ends the process."""
+class _Server:
+    """What listens, from the first request to the last."""
+
+    def __init__(
+        self,
+        router: Router,
+        limits: ServerLimits,
+        listener: socket.socket,
+        host: str,
+        grpc_port: int | None,
+        log: Callable[[str], None],
+    ) -> None:
+        self._router = router
+        self._limits = limits
+        self._listener = listener
+        self._host = host
+        self._grpc_port = grpc_port
+        self._log = log
+
+    async def run(self, stopping: _Signals) -> None:
+        """Until the first signal."""
+        loop, router = asyncio.get_running_loop(), self._router
+        connections = Connections(router, self._limits)
+        grpc = await self._grpc()
+        server = await loop.create_server(connections, sock=self._listener, backlog=BACKLOG)
+        gc.collect()
+        gc.freeze()  # what is loaded by now lives as long as the server: the collector need not look at it again
+        names = ", ".join(router.models.names) or "no model yet"
+        also = f" and by gRPC on port {grpc.port}" if grpc else ""
+        self._log(f"serving {names} on {url(self._listener)}{also}, Ctrl-C stops it")
+        await stopping.wait(router.repository.reload_changed)
+        server.close()
+        if grpc:
+            await asyncio.gather(connections.drain(self._limits.drain_s), grpc.stop(self._limits.drain_s))
+        else:
+            await connections.drain(self._limits.drain_s)
+        await router.repository.close()
+
+    async def _grpc(self) -> GrpcServer | None:
+        if self._grpc_port is None:
+            return None
+        from .grpc_service import GrpcServer
+
+        router = self._router
+        grpc = GrpcServer(router.models, router.repository, router.access, self._limits, router.is_ready)
+        await grpc.start(self._host, self._grpc_port)
+        return grpc
+
+
+class _Signals:
+    """SIGINT and SIGTERM: the first one is waited for, the second ends the process. SIGHUP may come any time."""
 
     def __init__(self) -> None:
         self._number = 0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._event: asyncio.Event | None = None
+        self._stop: asyncio.Event | None = None
+        self._reload: asyncio.Event | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
         """A signal has come."""
-        if self._number:
-            os._exit(128 + number)
-        self._number = number
-        if self._loop is not None and self._event is not None:
-            self._loop.call_soon_threadsafe(self._event.set)
+        if number == HANGUP:
+            event = self._reload
+        else:
+            if self._number:
+                os._exit(128 + number)
+            self._number, event = number, self._stop
+        if self._loop is not None and event is not None:
+            self._loop.call_soon_threadsafe(event.set)
 
-    async def wait(self) -> None:
-        """Until the first signal."""
-        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+    async def wait(self, reload: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Until the first signal that stops; `reload` at each that asks for it."""
+        self._loop, self._stop, self._reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        reloading = self._loop.create_task(self._reloading(self._reload, reload))
         if not self._number:
-            await self._event.wait()
+            await self._stop.wait()
+        reloading.cancel()
 
-
-async def _until(
-    stopping: _Stopping, listener: socket.socket, router: Router, limits: ServerLimits, started: Callable[[], None]
-) -> None:
-    loop = asyncio.get_running_loop()
-    connections = Connections(router, limits)
-    server = await loop.create_server(connections, sock=listener, backlog=BACKLOG)
-    gc.collect()
-    gc.freeze()  # what is loaded by now lives as long as the server: the collector need not look at it again
-    started()
-    await stopping.wait()
-    server.close()
-    await connections.drain(limits.drain_s)
+    async def _reloading(self, asked: asyncio.Event, reload: Callable[[], Coroutine[None, None, None]]) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await reload()
 
 
 @contextmanager
-def _closed_at_the_end(sessions: Sequence[Session]) -> Iterator[None]:
+def _closed_at_the_end(sessions: Sequence[Session], limits: ServerLimits) -> Iterator[None]:
     try:
         yield
     finally:
         for session in sessions:
-            session.close()
+            if not session.closed:
+                session.close(limits.drain_s)
 
 
 @contextmanager
-def _signals() -> Iterator[_Stopping]:
-    """SIGINT and SIGTERM become a normal end. Outside the main thread, where Python hears no signals, nothing does."""
-    stopping = _Stopping()
+def _signals() -> Iterator[_Signals]:
+    """The signals, as long as this lasts. Outside the main thread, where Python hears none, nothing changes."""
+    signals = _Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield stopping
+        yield signals
         return
-    before = {number: signal.signal(number, stopping) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else [])]
+    before = {number: signal.signal(number, signals) for number in numbers}
     try:
-        yield stopping
+        yield signals
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -129,11 +196,11 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _shares(sessions: Sequence[Session]) -> str:
+def _shares(models: Models) -> str:
     """How the cores are shared."""
     cores = available_cores()
-    threads = ", ".join(f"{session.report.threads} for {session.manifest.name}" for session in sessions)
+    threads = ", ".join(f"{each.session.report.threads} for {each.session.manifest.name}" for each in models)
     return (
-        f"{cores} core{'s' if cores > 1 else ''}: inference takes {threads}, pictures are decoded on {cores}, "
-        "HTTP takes one thread; they share the cores as the system schedules them"
+        f"{cores} core{'s' if cores > 1 else ''}: inference takes {threads or 'none yet'}, pictures are decoded on "
+        f"{models.decoder.threads}, HTTP takes one thread; they share the cores as the system schedules them"
     )

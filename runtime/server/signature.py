@@ -77,9 +77,10 @@ def signature_from_manifest(manifest: Manifest, max_rows: int) -> Signature:
     )
 
 
-def server_metadata() -> dict[str, Any]:
-    """Of `GET /v2`."""
-    return {"name": "trueport", "version": version("trueport"), "extensions": EXTENSIONS}
+def server_metadata(control: bool) -> dict[str, Any]:
+    """Of `GET /v2`. control: whether clients may load and unload models."""
+    extensions = (*EXTENSIONS, "model_repository") if control else EXTENSIONS
+    return {"name": "trueport", "version": version("trueport"), "extensions": extensions}
 
 
 def model_metadata(manifest: Manifest, versions: list[str]) -> dict[str, Any]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from trueport.runtime import Session
-from trueport.runtime.manifest import Bounds, Precision, Variant
+from trueport.runtime.bundle import Bundle
+from trueport.runtime.manifest import Bounds, Manifest, Precision, Variant
+from trueport.runtime.runner import Array, RunnerReport
 from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.listening import Connections
+from trueport.runtime.server.models import Models
 from trueport.runtime.server.routes import Router
 
 Graphs = Callable[[Precision], bytes]
@@ -81,9 +86,16 @@ def variant_of() -> Callable[..., Variant]:
     return variant
 
 
+def routed(sessions: Sequence[Session], limits: ServerLimits, access: Access | None = None, passed: str = "") -> Router:
+    models = Models(limits)
+    for session in sessions:
+        models.add(session, passed)
+    return Router(models, access or Access())
+
+
 @pytest.fixture(scope="session")
 def running() -> Any:
-    """Serves sessions in a thread: `with running(sessions) as address`, which is host:port."""
+    """Serves sessions in a thread: `with running(sessions) as address`, which is host:port. seen: gets the router."""
     return _running
 
 
@@ -93,10 +105,14 @@ def _running(
     limits: ServerLimits = ServerLimits(),  # noqa: B008 (frozen)
     access: Access | None = None,
     loop: str = "asyncio",
+    passed: str = "",
+    port: int = 0,
+    seen: Callable[[Router], object] = lambda _: None,
 ) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    router, stop, begun = Router(sessions, limits, access or Access()), asyncio.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", port))
+    router, stop, begun = routed(sessions, limits, access, passed), asyncio.Event(), threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
+    seen(router)
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
@@ -146,3 +162,49 @@ def _quantized(folder: Path) -> bytes:
         source, target, Pictures(), per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8
     )
     return target.read_bytes()
+
+
+class FirstPixels:
+    """A runner whose logits are a row's first pixels, between 0 and 8."""
+
+    inputs = outputs = ()
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        rows = feeds["image"]
+        return {"logits": rows.reshape(len(rows), -1)[:, : self._classes].astype(np.float32) / 32}
+
+    def report(self) -> RunnerReport:
+        return RunnerReport(name="onnxruntime:cpu", provider="Fake", device="cpu", threads=2, versions={})
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="session")
+def session_of() -> Callable[..., Session]:
+    """A session around a runner whose logits are a row's first pixels: of a model of such a name, version and task."""
+
+    def made(
+        name: str = "digits", version: str = "1", task: str = "classification", labels: Sequence[str] = "abcdefg"
+    ) -> Session:
+        said: dict[str, Any] = {
+            "name": name,
+            "version": version,
+            "task": task,
+            "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
+            "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, len(labels))}],
+            "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
+            "normalisation": {"mean": (0.5,), "std": (0.5,)},
+            "labels": list(labels),
+            "variants": [],
+            "provenance": dict.fromkeys(("arch", "weights_sha256", "data", "data_sha256", "split_sha256"), "fake")
+            | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}, "created": "today"},
+            "files": {},
+        }
+        bundle = cast("Bundle", SimpleNamespace(manifest=msgspec.convert(said, Manifest), path=Path(name)))
+        variant = cast("Variant", SimpleNamespace(name="fp32", precision="fp32"))
+        return Session(bundle, variant, FirstPixels(len(labels)), chosen="default: fp32 on onnxruntime:cpu")
+
+    return made

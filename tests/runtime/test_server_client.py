@@ -77,7 +77,15 @@ class FakeSession:
             await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
         return {"logits": rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)}
 
-    def enqueue(self, rows: NDArray[np.uint8], receiver: Any, **options: Any) -> asyncio.Task[Any]:
+    def run_here(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return False
+
+    def give_up(self, after_s: float) -> bool:
+        return False
+
+    def enqueue(
+        self, rows: NDArray[np.uint8], receiver: Any, *, wake: bool = True, **options: Any
+    ) -> asyncio.Task[Any]:
         def settle(task: asyncio.Task[Any]) -> None:
             if error := task.exception():
                 receiver.set_exception(error)
@@ -101,7 +109,7 @@ class FakeSession:
         best = [int(row.argmax()) for row in logits]
         return [Prediction((Score(LABELS[i], i, 1.0),)) for i in best]
 
-    def close(self) -> None:
+    def close(self, timeout_s: float | None = None) -> None:
         self.closed = True
         print("closed", flush=True)
 
@@ -296,22 +304,14 @@ def test_an_address_that_can_not_be_had_is_a_usage_error(host: str, port: int, e
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_begun_request_finish_and_ends_normally(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
+    with answering() as (server, connection):
         assert server.stdin is not None
-        assert server.stdout is not None
-        ready = started(server)
-        connection = http.client.HTTPConnection(ready, timeout=30)
-        connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
-        assert server.stdout.readline() == "begun\n"
         server.send_signal(number)
         server.stdin.write("\n")
         server.stdin.flush()
         response = connection.getresponse()
         assert response.status == 200
         assert b"logits" in response.read()
-        connection.close()
         rest, _ = server.communicate(timeout=30)
         assert (server.returncode, rest) == (0, "closed\n")
 
@@ -319,14 +319,7 @@ def test_a_signal_lets_the_begun_request_finish_and_ends_normally(number: signal
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
-    with subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        connection = http.client.HTTPConnection(started(server), timeout=30)
-        connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
-        assert server.stdout.readline() == "begun\n"
+    with answering() as (server, connection):
         server.send_signal(number)
         with pytest.raises(ConnectionRefusedError):  # which is how it is seen that the first one has been heard
             for _ in range(3000):
@@ -334,6 +327,18 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
                 time.sleep(0.01)
         server.send_signal(number)
         assert server.wait(timeout=30) == 128 + number
+
+
+@contextmanager
+def answering() -> Iterator[tuple[subprocess.Popen[str], http.client.HTTPConnection]]:
+    """A server that has begun a request, which it ends when it reads a line; and the connection it came by."""
+    command = [sys.executable, __file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        connection = http.client.HTTPConnection(started(server), timeout=30)
+        connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})
+        assert server.stdout.readline() == "begun\n"
+        yield server, connection
         connection.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import socket
 import threading
 import time
@@ -23,6 +24,7 @@ from trueport.runtime.batcher import Batcher
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.listening import Connections
+from trueport.runtime.server.models import Models
 from trueport.runtime.server.routes import Router
 
 SHAPE = (4, 5, 1)
@@ -261,7 +263,10 @@ def test_a_client_with_many_requests_leaves_others_their_turn(session: Rows) -> 
             return False
 
     async def use() -> list[int]:
-        router = Router(sessions(session), ServerLimits(), Access())
+        models = Models(ServerLimits())
+        for each in sessions(session):
+            models.add(each)
+        router = Router(models, Access())
         connections = Connections(router, ServerLimits())
         connection = connections()
         connection.connection_made(Transport())
@@ -566,3 +571,62 @@ def test_a_stopping_server_answers_what_has_begun_and_then_closes(running: Any, 
     assert idle.ended()
     for client in (idle, busy):
         client.close()
+
+
+def test_where_the_time_went_is_told_to_who_asks(client: Client) -> None:
+    client.send(post(row(1), fields=b"X-Server-Timing: 1\r\n"))
+    told = client.response().headers["server-timing"]
+    found = re.fullmatch(r'decode;dur=0\.000, queue;dur=([\d.]+), compute;dur=([\d.]+), batch;desc="1 row"', told)
+    assert found is not None
+    assert float(found[2]) > 0
+    client.send(post(row(1)))
+    assert "server-timing" not in client.response().headers
+
+
+def test_a_model_that_was_exchanged_while_a_body_arrived_is_not_asked(running: Any, session: Rows) -> None:
+    new, routers = Rows(), list[Router]()
+    new.run = lambda rows: {"logits": np.full((len(rows), CLASSES), 7, np.float32)}  # type: ignore[method-assign]
+    new.batcher = Batcher(new.run)
+    with running(sessions(session), seen=routers.append) as address:
+        client, (router,) = Client(address), routers
+        request = post(row(1, 2, 3))
+        client.send(request[:-5])
+        other = Client(address)
+        other.send(get())  # answered after the head of the first was read
+        assert other.response().status == 200
+        (old,) = router.models.exchange("digits", [router.models.endpoint(sessions(new)[0])])
+        old.session.batcher.close()
+        client.send(request[-5:])
+        assert client.response().logits == [7, 7, 7]
+        client.send(request[:-5])
+        other.send(get())
+        assert other.response().status == 200
+        router.models.exchange("digits", [])
+        client.send(request[-5:])
+        assert client.response().status == 404
+        client.close()
+        other.close()
+    new.batcher.close()
+
+
+def test_a_model_whose_run_does_not_end_says_so_and_comes_back(running: Any, session: Rows) -> None:
+    with client_of(running, session, run_s=0.2) as client:
+        client.send(post(row(HELD)))
+        assert session.begun.acquire(timeout=TIMEOUT_S)
+        with client_of(running, session) as other:
+            other.send(get())
+            assert other.response().status == 200
+        answer = client.response()
+        assert (answer.status, "has not come to the end of a run in 0.2 s" in answer.error) == (503, True)
+        client.send(get(b"/v2/health/ready") + post(row(1)))
+        assert client.response().status == 400
+        answer = client.response()
+        assert (answer.status, "does not answer at present" in answer.error) == (503, True)
+        session.go_on.set()
+        end_s = time.monotonic() + TIMEOUT_S
+        status = 400
+        while status == 400 and time.monotonic() < end_s:
+            client.send(get(b"/v2/health/ready"))
+            status = client.response().status
+        client.send(post(row(1, 2, 3)))
+        assert client.response().logits == [1, 2, 3]
