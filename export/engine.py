@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trueport.runtime.engine import EngineOptions, Profile
-from trueport.runtime.engine_layers import layers_from_inspector
+from trueport.runtime.engine_layers import inspected_layers
 from trueport.runtime.errors import ExportError, MissingError, UsageError, unknown_name
 from trueport.runtime.flavours import Flavour, collecting, import_flavour, logger, sentence
 
@@ -74,7 +74,7 @@ def engine_from_onnx(
             timing_cache.keep(config, cached)
         types = layers_from_network(network)
         del parser
-    inspected = inspected_layers(trt, plan) if local else {}
+    inspected = _read_back(trt, plan) if local else {}
     return Engine(plan, inspected or types, "inspector" if inspected else "network", seconds)
 
 
@@ -106,13 +106,10 @@ def check_options(kind: Flavour, options: EngineOptions) -> None:
         raise UsageError(f"{kind.title} has no hardware-compatible engines, it is given a list of targets: {remedy}")
 
 
-def inspected_layers(trt: Any, plan: bytes) -> dict[str, int]:
-    """Layers by type as the inspector tells them of the engine itself; empty where it can't be loaded or tells none."""
+def _read_back(trt: Any, plan: bytes) -> dict[str, int]:
+    """Layers by type as the engine itself tells them; empty where it can't be loaded or tells none."""
     engine = trt.Runtime(logger(trt)).deserialize_cuda_engine(plan)
-    if engine is None:
-        return {}
-    told: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return layers_from_inspector(told)
+    return {} if engine is None else inspected_layers(trt, engine)
 
 
 def _builder(trt: Any, kind: Flavour, log: Any, errors: list[str]) -> Any:

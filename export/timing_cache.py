@@ -6,17 +6,16 @@ One file for each flavour, version and compute capability: it is of no use to an
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 from trueport.runtime.atomic import write_bytes
+from trueport.runtime.folders import cache_folder
 
 
 def cache_file(flavour: str, version: str, target: str) -> Path:
     """Where the measurements of this flavour, version and GPU lie."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "trueport" / "timing" / f"{flavour}-{version}-{target}.cache"
+    return cache_folder() / "timing" / f"{flavour}-{version}-{target}.cache"
 
 
 def attach(config: Any, file: Path) -> None:

@@ -228,7 +228,8 @@ def _title(report: BenchReport) -> str:
 
 def _described(runner: RunnerReport) -> str:
     threads = f"{runner.threads} thread{'s' if runner.threads != 1 else ''}"
-    return f"{runner.provider} ({', '.join(filter(None, (runner.device, threads, shown(runner.layers))))})"
+    layers = [shown(runner.layers)] if runner.layers else []  # not every provider tells
+    return f"{runner.provider} ({', '.join((runner.device, threads, *layers))})"
 
 
 def _notes(report: BenchReport) -> list[str]:

@@ -29,10 +29,11 @@ from trueport.runtime.engine import (
     profiles_from_text,
     read_sidecar,
 )
-from trueport.runtime.engine_layers import shown, unreached
+from trueport.runtime.engine_layers import unreached
 from trueport.runtime.errors import ExportError, MissingError, UsageError, missing_extra, unknown_name
 from trueport.runtime.flavours import FLAVOURS, Flavour, flavour, import_flavour, installed_flavours
 from trueport.runtime.manifest import Precision, Variant
+from trueport.runtime.runners.reached import shown
 
 from .console import Table
 

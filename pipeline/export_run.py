@@ -69,6 +69,13 @@ def export_run(
     return out, manifest
 
 
+def tell_warnings(manifest: Manifest, say: Callable[[str], None]) -> None:
+    """What export found doubtful in a bundle's variants, a line each."""
+    for variant in manifest.variants:
+        for warning in variant.warnings:
+            say(f"warning: {variant.name}: {warning}")
+
+
 def _material(dataset: Dataset, parts: Split, preprocessing: Preprocessing, section: ExportSection) -> Material | None:
     """Pictures for the precisions that need any, none where there is no such."""
     from trueport.export.variants import Material

@@ -154,6 +154,17 @@ def profile_for(rows: int, profiles: Iterable[Profile]) -> int | None:
     return min(fitting)[2] if fitting else None
 
 
+def widened(profiles: Iterable[Profile], rows: int) -> tuple[Profile, ...]:
+    """These and one for up to so many rows, in the place of those that it holds."""
+    return (*(p for p in profiles if p.max > rows), Profile(1, rows, rows))
+
+
+def narrowed(profiles: Iterable[Profile], rows: int) -> tuple[Profile, ...]:
+    """These, cut off at so many rows."""
+    cut = tuple(Profile(p.min, min(p.opt, rows), min(p.max, rows)) for p in profiles if p.min <= rows)
+    return cut or (Profile(1, rows, rows),)
+
+
 def ranges(profiles: Iterable[Profile]) -> str:
     """The batch sizes that profiles hold, in words."""
     return " and ".join(f"{p.min}" if p.min == p.max else f"{p.min} to {p.max}" for p in profiles)
@@ -227,7 +238,8 @@ def preflight(sidecar: Sidecar, here: Here, bundle: Bundle, rows: int | None = N
     elif identity.graph_sha256 not in _graphs(bundle, identity.variant):
         found, kind = f"the bundle holds another graph of {identity.variant}: it is of another export", BundleError
     elif rows is not None and profile_for(rows, identity.options.profiles) is None:
-        return batch_refused(rows, identity.options.profiles, rebuild(bundle, identity, Profile(1, rows, rows)))
+        profiles = identity.options.profiles
+        return batch_refused(rows, profiles, rebuild(bundle, identity, widened(profiles, rows)))
     else:
         return None
     return kind(f"the engine was built for {built_for(identity)}, {found}; {rebuild(bundle, identity)}")
@@ -276,11 +288,9 @@ def built_for(identity: Identity) -> str:
     return f"{identity.flavour} {identity.version} on {' or '.join(identity.targets)}"
 
 
-def rebuild(bundle: Bundle, identity: Identity, profile: Profile | None = None) -> str:
-    """The remedy, as a command. profile: one that is needed besides, or in their place where it holds them all."""
-    profiles = identity.options.profiles
-    if profile is not None:
-        profiles = (*(p for p in profiles if not (profile.min <= p.min and p.max <= profile.max)), profile)
+def rebuild(bundle: Bundle, identity: Identity, profiles: tuple[Profile, ...] | None = None) -> str:
+    """The remedy, as a command. profiles: those that are needed; None: the same."""
+    profiles = profiles or identity.options.profiles
     batch = "" if profiles == DEFAULT_PROFILES else f" --batch {','.join(map(str, profiles))}"
     return f"build it again: {_command(bundle, identity.flavour, identity.variant)}{batch} --rebuild"
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from .runners.reached import shown
+
 COMPUTING = re.compile(r"conv|gemm|matmul|matrix_?multiply|fully_?connected|correlation", re.IGNORECASE)
 """In a layer's type or parameters: it sums up products."""
 _NOT_COMPUTING = re.compile(r"reformat|convert|shuffle|signal|wait", re.IGNORECASE)
@@ -22,6 +24,12 @@ _TYPES = (  # the order matters: BF16 holds no FP16, but "BFloat16" holds "Float
     ("fp16", re.compile(r"fp16|\bhalf\b|float16", re.IGNORECASE)),
     ("fp32", re.compile(r"fp32|\bfloat\b|float32", re.IGNORECASE)),
 )
+
+
+def inspected_layers(trt: Any, engine: Any) -> dict[str, int]:
+    """Layers that compute by type, as a loaded engine's inspector tells them. trt: the module that it is of."""
+    told: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    return layers_from_inspector(told)
 
 
 def layers_from_inspector(text: str) -> dict[str, int]:
@@ -47,16 +55,8 @@ def unreached(precision: str, layers: Mapping[str, int], stated: Mapping[str, in
         return f"asked for {precision}, none of its layers computes in it: {shown(layers)}"
     more = {kind: count for kind, count in layers.items() if kind != precision and count > stated.get(kind, 0)}
     if more:
-        return f"asked for {precision}, but {shown(more)} where the graph has {shown(stated)}"
+        return f"asked for {precision}, but {shown(more)}, where the graph has {shown(stated)}"
     return None
-
-
-def shown(layers: Mapping[str, int]) -> str:
-    """Such as `20 fp16, 1 fp32`."""
-    return (
-        ", ".join(f"{count} {kind}" for kind, count in sorted(layers.items(), key=lambda item: -item[1]))
-        or "none that computes"
-    )
 
 
 def _computes(layer: dict[str, Any]) -> bool:

@@ -231,11 +231,14 @@ class Session:
         outputs = await self.batcher.asubmit(rows[np.newaxis], deadline_s=deadline_s, priority=priority)
         return self._first_prediction(outputs)
 
-    def asgi_app(self) -> App:
-        """The server as an ASGI application, to mount in another one or to give to any ASGI server."""
-        from .server import App
+    def asgi_app(self, *, gate: bool = True) -> App:
+        """The server as an ASGI application, to mount in another one or to give to any ASGI server.
 
-        return App([self])
+        gate: replay the golden set first, here and now, as `serve` does; raises GateError where it does not pass.
+        """
+        from .server import App, require_golden
+
+        return App([self], gate=require_golden if gate else None)
 
     def prepare(self, picture: Picture) -> NDArray[np.uint8]:
         """Uint8 (H, W, C) of one picture, as `run` takes it. Raises ImageError."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,11 +19,12 @@ from .atomic import write_bytes
 from .batching import LatencyCurve
 from .bundle import Bundle
 from .errors import UsageError
+from .folders import cache_folder
 from .machine import DISTRIBUTIONS, available_cores, cpu_info, find_gpus, installed_versions, machine_key
 from .runner import RunnerOptions
 from .runners import RUNNERS
 
-SCHEMA = 1
+SCHEMA = 2
 FOLDER = "tuned"
 SUFFIX = ".json"
 TRIALS_SUFFIX = ".trials.json"
@@ -59,8 +59,12 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Points of accuracy lost on the evaluation slice, measured on this machine; negative: won."""
     versions: dict[str, str]
     """Of trueport and of the libraries that this runner is made of."""
+    resting: Choice | None = None
+    """What to take in the place of one whose threads spin, where they are to leave the cores to others between runs."""
 
     def __post_init__(self) -> None:
+        if self.options.spinning != (self.resting is not None) or (self.resting and self.resting.options.spinning):
+            raise ValueError("a choice whose threads spin has one beside it whose threads do not, and no other has")
         try:
             self.latency_curve()
         except UsageError as error:
@@ -95,9 +99,10 @@ class Tuned(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     bounded: Choice | None
     """The highest throughput with a p99 below the bound; None where none was asked for or nothing meets it."""
 
-    def choice(self, prefer: Prefer) -> Choice:
-        """For throughput the one below the bound, where a bound was asked for and met."""
-        return self.latency if prefer == "latency" else self.bounded or self.throughput
+    def choice(self, prefer: Prefer, *, spinning: bool = True) -> Choice:
+        """For throughput the one below the bound, where a bound was asked for and met. spinning: threads may."""
+        found = self.latency if prefer == "latency" else self.bounded or self.throughput
+        return found if spinning else found.resting or found
 
 
 def described(variant: str, runner: str, options: RunnerOptions) -> str:
@@ -109,13 +114,17 @@ def described(variant: str, runner: str, options: RunnerOptions) -> str:
         told.append(f"graph level {options.graph_level}")
     if options.float_type != "fp32":
         told.append(f"float layers in {options.float_type}")
+    if options.spinning:
+        told.append("spinning")
     return ", ".join(told)
 
 
-def find_choice(bundle: Bundle, prefer: Prefer = "throughput") -> tuple[Choice | None, Tuned | None, str]:
+def find_choice(
+    bundle: Bundle, prefer: Prefer = "throughput", *, spinning: bool = True
+) -> tuple[Choice | None, Tuned | None, str]:
     """The choice for this machine and all of what it is part of; else why there is none: empty where nothing is there.
 
-    Never raises for what a file holds. Without a file it costs two looks into folders.
+    spinning: see `Tuned.choice`. Never raises for what a file holds. Without a file it costs two looks into folders.
     """
     files = [file for folder in folders(bundle) for file in _files(folder)]
     if not files:
@@ -127,9 +136,13 @@ def find_choice(bundle: Bundle, prefer: Prefer = "throughput") -> tuple[Choice |
     problem = ""
     for file in own:
         tuned = read(file)
-        problem = tuned if isinstance(tuned, str) else _misfit(tuned, tuned.choice(prefer), bundle)
-        if not isinstance(tuned, str) and not problem:
-            fitting.append((tuned.tuned_at, tuned.choice(prefer), tuned))
+        if isinstance(tuned, str):
+            problem = tuned
+            continue
+        choice = tuned.choice(prefer, spinning=spinning)
+        problem = _misfit(tuned, choice, bundle)
+        if not problem:
+            fitting.append((tuned.tuned_at, choice, tuned))
     if not fitting:
         return None, None, problem
     _, choice, tuned = max(fitting, key=lambda found: found[0])
@@ -169,14 +182,6 @@ def write(bundle: Bundle, name: str, content: object) -> Path:
 def folders(bundle: Bundle) -> tuple[Path, Path]:
     """Where choices for this very bundle lie: in it, and in the user's cache."""
     return bundle.path / FOLDER, cache_folder() / FOLDER / bundle.manifest.sha256
-
-
-def cache_folder() -> Path:
-    """`TRUEPORT_CACHE`, else trueport's folder in the user's cache (XDG Base Directory Specification)."""
-    if own := os.environ.get("TRUEPORT_CACHE"):
-        return Path(own).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path(os.path.expanduser("~"), ".cache")) / "trueport"  # noqa: PTH111 - never raises
 
 
 @functools.cache

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import functools
+import runpy
 import shutil
 import signal
 from collections.abc import Iterator
@@ -51,15 +50,9 @@ def own_bundle(bundle_path: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def exporter_functions() -> Iterator[None]:
     """torch's exporter reads the source of its five hundred functions anew for every export: here, once."""
-    read = functools.cache(ONNXRegistry.from_torchlib)
-
-    def from_torchlib(**version: int) -> ONNXRegistry:
-        registry = copy.copy(read(**version))
-        registry.functions = {name: [*functions] for name, functions in registry.functions.items()}
-        return registry
-
+    once = runpy.run_path(str(Path(__file__).with_name("forking.py")))["read_once"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(once(ONNXRegistry.from_torchlib)))
         yield
 
 

@@ -30,7 +30,7 @@ def export(
     import msgspec
 
     from ..console import say
-    from ..export_run import export_run
+    from ..export_run import export_run, tell_warnings
     from ..run_folder import Run
 
     recipe = Run.open(run).recipe()
@@ -38,9 +38,7 @@ def export(
         section = msgspec.structs.replace(recipe.export, precision=_precisions(precision))
         recipe = msgspec.structs.replace(recipe, export=section)
     folder, manifest = export_run(run, out, recipe, say)
-    for variant in manifest.variants:
-        for warning in variant.warnings:
-            say(f"warning: {variant.name}: {warning}")
+    tell_warnings(manifest, say)
     size = sum(entry.size for entry in manifest.files.values())
     names = ", ".join(variant.name for variant in manifest.variants)
     print(f"{folder}: {manifest.name} {manifest.version}, {names}, {len(manifest.labels)} classes, {size:,} bytes")

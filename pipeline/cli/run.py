@@ -29,11 +29,13 @@ def run(
     A stage whose inputs did not change is skipped; an interrupted run goes on. Exit code 1 where a gate failed.
     """
     from ..console import print_table, say
+    from ..export_run import tell_warnings
     from ..recipe import load_recipe
     from ..stages import outcome_table, run_stages
 
     loaded = load_recipe(recipe, set_)
     outcome = run_stages(loaded, out or Path("runs") / loaded.name, afresh=afresh, say=say)
+    tell_warnings(outcome.bundle.manifest, say)
     print_table(outcome_table(outcome))
     if not outcome.check:
         raise typer.Exit(EXIT_GATE_FAILED)

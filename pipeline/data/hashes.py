@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from trueport.runtime.atomic import write_bytes
+from trueport.runtime.folders import cache_folder
 
 from .dataset import Dataset, Done, each
-from .published import cache_root
 
 WORTH_BYTES = 64 * 2**20
 """Less than that is read again as fast as it is looked up."""
@@ -36,7 +36,7 @@ class HashCache:
     def __init__(self, root: Path) -> None:
         self._root = Path(os.path.realpath(root))
         key = hashlib.sha256(os.fsencode(self._root)).hexdigest()[:32]
-        self._file = cache_root() / "hashes" / f"{key}.msgpack"
+        self._file = cache_folder() / "hashes" / f"{key}.msgpack"
 
     def digests(self, dataset: Dataset, done: Done | None = None) -> list[str]:
         """SHA-256 of every file of a data set whose ids are paths from the folder. Raises UsageError, see `each`."""

@@ -1,6 +1,6 @@
 """Data sets that others published: downloaded once, verified, unpacked beside their final place and moved there whole.
 
-They lie below `TRUEPORT_DATA`, else in trueport's folder of the user's cache (XDG Base Directory Specification):
+They lie below `TRUEPORT_DATA`, else in `data` of trueport's cache (runtime/folders.py):
 
     NAME/            unpacked; it is there when it is complete
     downloads/NAME/  what is being downloaded, and where files can be put by hand
@@ -18,6 +18,7 @@ from typing import Literal
 
 from trueport.runtime.atomic import new_folder
 from trueport.runtime.errors import UsageError
+from trueport.runtime.folders import cache_folder
 
 from ..progress import Lines
 from .dataset import Dataset
@@ -91,15 +92,8 @@ class Published:
 
 def data_root() -> Path:
     """The folder of downloaded data sets."""
-    if own := os.environ.get("TRUEPORT_DATA"):
-        return Path(own).expanduser()
-    return cache_root() / "data"
-
-
-def cache_root() -> Path:
-    """The folder of trueport in the user's cache."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(base) if base else Path.home() / ".cache") / "trueport"
+    own = os.environ.get("TRUEPORT_DATA")
+    return Path(own).expanduser() if own else cache_folder() / "data"
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     runner: str
     options: RunnerOptions
     status: str
-    """`throughput`, `p99`, `latency`: chosen for these; `timed`, `failed`, `not opened`, `not reached`."""
+    """`throughput`, `p99`, `latency`: chosen for these; `serve`: in the place of one that spins; `timed`, `failed`,
+    `not opened`, `not reached`."""
     detail: str = ""
     """Which gate failed, why it can't be opened, or how far it came."""
     batch: int | None = None
@@ -75,7 +76,8 @@ class TuneReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def all_tried(space: Sequence[Candidate], judged: Judged, search: Search, winners: Winners | None) -> tuple[Tried, ...]:
     """The fastest first, then those that were not timed."""
-    told = [_one_tried(candidate, judged, search, winners) for candidate in space]
+    every = dict.fromkeys((*space, *search.reached))  # what spins is no part of the space
+    told = [_one_tried(candidate, judged, search, winners) for candidate in every]
     points = [_point(one) for one in told if one.timing]
     best = {point for point, on in zip(points, front(points), strict=True) if on}
     marked = [msgspec.structs.replace(one, front=bool(one.timing) and _point(one) in best) for one in told]
@@ -85,8 +87,8 @@ def all_tried(space: Sequence[Candidate], judged: Judged, search: Search, winner
 def _one_tried(candidate: Candidate, judged: Judged, search: Search, winners: Winners | None) -> Tried:
     verdicts = judged.verdicts.get(candidate.numerics, ())
     arm = search.best(candidate)
-    if winners and winners.throughput.candidate == candidate:
-        arm = winners.throughput
+    for won in (winners.throughput, winners.taken(winners.throughput)) if winners else ():
+        arm = won if won.candidate == candidate else arm
     timing = search.timings[arm] if arm else None
     failed = sorted((one.batch, why) for one, why in search.failed.items() if one.candidate == candidate)
     limits = f"not at batch {failed[0][0]}: {failed[0][1]}" if failed else ""
@@ -98,7 +100,8 @@ def _one_tried(candidate: Candidate, judged: Judged, search: Search, winners: Wi
         status, detail = ("failed", limits) if limits else ("not reached", "the time was over")
     else:
         status = ", ".join(_goals(candidate, winners)) or "timed"
-        gone = "" if status != "timed" else f"out after {search.reached[candidate]}"
+        out = "not faster beyond doubt" if candidate.options.spinning else f"out after {search.reached[candidate]}"
+        gone = out if status == "timed" else ""
         detail = "; ".join(filter(None, (gone, limits)))
     return Tried(
         variant=candidate.variant,
@@ -117,7 +120,8 @@ def _goals(candidate: Candidate, winners: Winners | None) -> list[str]:
     if winners is None:
         return []
     named = (("throughput", winners.throughput), ("p99", winners.bounded), ("latency", winners.latency))
-    return [name for name, arm in named if arm and arm.candidate == candidate]
+    goals = [name for name, arm in named if arm and winners.taken(arm).candidate == candidate]
+    return [*goals, *(["serve"] if candidate in {arm.candidate for arm in winners.spun} else [])]
 
 
 def _point(one: Tried) -> Point:
@@ -183,8 +187,14 @@ def _chosen(choice: Choice) -> str:
     return (
         f"{choice.described()}, batch {choice.max_batch_rows}: {choice.images_per_s:,.0f} images/s "
         f"({choice.images_per_s_low:,.0f} to {choice.images_per_s_high:,.0f}), "
-        f"{choice.drop_points:.2f} points of accuracy lost"
+        f"{choice.drop_points:.2f} points of accuracy lost{_at_rest(choice)}"
     )
+
+
+def _at_rest(choice: Choice) -> str:
+    """What a server takes, where that is not the same: its threads leave the cores to others between runs."""
+    resting = choice.resting
+    return f"; for `serve` without spinning, {resting.images_per_s:,.0f} images/s" if resting else ""
 
 
 def _ratio(report: TuneReport) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import msgspec
@@ -71,13 +72,19 @@ that fails the answer is why."""
 
 
 class Winners(NamedTuple):
-    """The best arm for each goal."""
+    """The best arm for each goal, of those whose threads rest between runs."""
 
     throughput: Arm
     latency: Arm
     """At batch 1."""
     bounded: Arm | None
     """Highest throughput with a p99 below the bound; None where none was asked for, or nothing was shown to meet it."""
+    spun: Mapping[Arm, Arm] = MappingProxyType({})
+    """By the arms above: the same with threads that spin, where that is faster beyond doubt."""
+
+    def taken(self, arm: Arm) -> Arm:
+        """One of the above, or what spins in its place."""
+        return self.spun.get(arm, arm)
 
 
 @dataclass
@@ -122,13 +129,18 @@ class Search:
         latency, throughput = self._halved([_arm(one, 1) for one in quick], everywhere)
         if not throughput or not latency:
             return None
-        fastest, soonest = self._champion(throughput), self._champion(latency)
-        if default is not None:
-            fastest = self._improved(default, fastest, eligible=default in candidates)
+        champion, soonest = self._champion(throughput), self._champion(latency)
+        fastest = champion if default is None else self._improved(default, champion, eligible=default in candidates)
         within = None if p99_bound_ms is None else self._proven(soonest, p99_bound_ms)
-        chosen = dict.fromkeys(arm.candidate for arm in (fastest, soonest, within) if arm)
+        goals = [arm for arm in (fastest, soonest, within) if arm]
+        spun = self._spun(goals, within, p99_bound_ms)
+        if fastest in spun and default is not None:
+            self._compare_with(default, spun[fastest])
+        elif fastest.candidate != champion.candidate:
+            self.notes.append("nothing was shown to be faster than the default")
+        chosen = dict.fromkeys(arm.candidate for arm in (*goals, *spun.values()))
         self._time([_arm(one, batch) for one in chosen for batch in self.batches], "latency curve")
-        return Winners(fastest, soonest, within)
+        return Winners(fastest, soonest, within, spun)
 
     def best(self, candidate: Candidate) -> Arm | None:
         """The arm of a candidate with the most images a second so far."""
@@ -198,8 +210,27 @@ class Search:
             self.against_default = met
             return champion
         self._time([rival], "the default")
-        self.notes.append("nothing was shown to be faster than the default")
         return self.best(default) or champion
+
+    def _spun(self, goals: Sequence[Arm], within: Arm | None, bound_ms: float | None) -> dict[Arm, Arm]:
+        """Of the goals those that are faster beyond doubt where threads spin; at the same batch, within the bound."""
+        pairs = {arm: _arm(one, arm.batch) for arm in goals if (one := arm.candidate.spun)}
+        self._time(pairs.values(), "spinning", FIRST_S * 2**ROUNDS)
+        faster = {}
+        for arm, spun in pairs.items():
+            met = self.contest(arm, spun, False) if spun in self.timings else None
+            if met is None or not met.decided or met.ratio <= 1:
+                continue
+            p99_ms = self._p99_ms(spun) if arm == within else None
+            if arm != within or (p99_ms is not None and bound_ms is not None and p99_ms <= bound_ms):
+                faster[arm] = spun
+        return faster
+
+    def _compare_with(self, default: Candidate, fastest: Arm) -> None:
+        """Tell how much faster the choice is, where the contest with the default was of another."""
+        rival = _arm(default, fastest.batch)
+        if not self._hindered(rival):
+            self.against_default = self.contest(rival, fastest, True)
 
     def _beaten(self, met: Contest) -> bool:
         """Whether b wins: by speed beyond doubt, else by losing less accuracy."""

@@ -30,7 +30,18 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def numerics(self) -> Candidate:
         """What the answers depend on. Threads only change the order of sums, for which the bounds leave room."""
-        return msgspec.structs.replace(self, options=msgspec.structs.replace(self.options, threads=None))
+        options = msgspec.structs.replace(self.options, threads=None, spinning=False)
+        return msgspec.structs.replace(self, options=options)
+
+    @property
+    def spun(self) -> Candidate | None:
+        """The same with threads that spin between their parts of a run; None where there are none to.
+
+        Worth a try on the fastest alone: it burns cores, so that it is taken only where it is faster beyond doubt.
+        """
+        if self.runner != "onnxruntime:cpu" or self.options.threads == 1 or self.options.spinning:
+            return None
+        return msgspec.structs.replace(self, options=msgspec.structs.replace(self.options, spinning=True))
 
     def __str__(self) -> str:
         return described(self.variant, self.runner, self.options)

@@ -20,10 +20,10 @@ import onnxruntime
 
 from ..bundle import Bundle
 from ..errors import MissingError
+from ..folders import CACHE, cache_folder
 from ..machine import Gpu, find_gpus
 from ..manifest import Precision, TensorSpec, Variant
 from ..runner import RunnerOptions
-from ..tuned import cache_folder
 from .ort import OrtRunner, require_provider, session_on, session_options
 
 PROVIDER = "TensorrtExecutionProvider"
@@ -101,7 +101,7 @@ def _made(folder: Path) -> Path:
     except OSError as error:
         raise MissingError(
             f"onnxruntime:tensorrt can't keep its engines in {folder}: {error.strerror or error}; "
-            "name a folder that can be written to in TRUEPORT_CACHE"
+            f"name a folder that can be written to in {CACHE}"
         ) from error
     return folder
 

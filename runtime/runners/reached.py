@@ -32,8 +32,8 @@ def _is_reached(variant: Variant, layers: Mapping[str, int]) -> bool:
 def shown(layers: Mapping[str, int]) -> str:
     """Such as `20 layers in int8, 1 in fp32`, the most first."""
     counts = sorted(layers.items(), key=lambda item: (-item[1], item[0]))
-    parts = [f"{count} in {kind}" for kind, count in counts]
-    if not parts:
-        return ""
-    first = counts[0][1]
-    return ", ".join((parts[0].replace(" in", " layer in" if first == 1 else " layers in", 1), *parts[1:]))
+    if not counts:
+        return "no layers that compute"
+    (kind, count), *others = counts
+    first = f"{count} layer{'s' if count != 1 else ''} in {kind}"
+    return ", ".join((first, *(f"{count} in {kind}" for kind, count in others)))

@@ -17,8 +17,20 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..engine import Here, Profile, Sidecar, batch_refused, built_for, chosen_engine, damage, profile_for, rebuild
-from ..engine_layers import layers_from_inspector, unreached
+from ..engine import (
+    Here,
+    Profile,
+    Sidecar,
+    batch_refused,
+    built_for,
+    chosen_engine,
+    damage,
+    narrowed,
+    profile_for,
+    rebuild,
+    widened,
+)
+from ..engine_layers import inspected_layers, unreached
 from ..errors import BundleError, InvalidRequestError, MissingError, TrustError
 from ..flavours import Flavour, collecting, flavour, import_flavour, logger, sentence
 from ..manifest import DType, TensorSpec, Variant
@@ -96,7 +108,7 @@ class TensorRtRunner:
         self._closing, self._closed = threading.Lock(), False
         self._runtime = trt.Runtime(logger(trt))
         engine = _deserialised(self._runtime, kind, cuda, data, sidecar, bundle)
-        self._layers = _inspected(trt, engine)
+        self._layers = inspected_layers(trt, engine)
         if (difference := unreached(variant.precision, self._layers, variant.reached)) is not None:
             raise BundleError(f"the engine of {variant.name}: {difference}; {rebuild(bundle, sidecar.identity)}")
         self._loaded = _loaded(trt, kind, engine)
@@ -149,8 +161,9 @@ class TensorRtRunner:
         rows = _rows(feeds, self.inputs)
         profile = profile_for(rows, self.profiles)
         if profile is None:
-            wanted = Profile(1, rows, rows) if rows else None
-            raise batch_refused(rows, self.profiles, rebuild(self._bundle, self._sidecar.identity, wanted))
+            identity = self._sidecar.identity
+            wanted = widened(identity.options.profiles, rows) if rows else None
+            raise batch_refused(rows, self.profiles, rebuild(self._bundle, identity, wanted))
         self._cuda.use()
         with self._lanes.taken() as lane:
             yield lane, rows, profile
@@ -159,11 +172,11 @@ class TensorRtRunner:
         free = self._cuda.free_bytes()
         loaded, fits = self._loaded, self._loaded.fitting_rows(free)
         needs = f"batches of up to {loaded.max_rows} rows need {loaded.lane_bytes() / MIB:,.0f} MiB on the GPU"
-        remedy = (
-            f"about {fits} rows fit; {_smaller(self._bundle, self._sidecar, fits)}"
-            if 0 < fits < loaded.max_rows
-            else "free some of its memory"
-        )
+        remedy = "free some of its memory"
+        if 0 < fits < loaded.max_rows:
+            identity = self._sidecar.identity
+            smaller = narrowed(identity.options.profiles, fits)
+            remedy = f"about {fits} rows fit; {rebuild(self._bundle, identity, smaller)}"
         return OutOfMemoryError(f"{needs}, {free / MIB:,.0f} MiB are left: {remedy}")
 
 
@@ -187,11 +200,6 @@ def _deserialised(runtime: Any, kind: Flavour, cuda: Cuda, data: bytes, sidecar:
     raise BundleError(
         f"{kind.title} can't load the engine built for {built_for(identity)}: {reason}; {rebuild(bundle, identity)}"
     )
-
-
-def _inspected(trt: Any, engine: Any) -> dict[str, int]:
-    told: str = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    return layers_from_inspector(told)
 
 
 def _loaded(trt: Any, kind: Flavour, engine: Any) -> LoadedEngine:
@@ -235,15 +243,6 @@ def _rows(feeds: Mapping[str, Array], inputs: tuple[TensorSpec, ...]) -> int:
         f"{name} {getattr(a, 'dtype', type(a).__name__)} {getattr(a, 'shape', '')}" for name, a in feeds.items()
     )
     raise InvalidRequestError(f"expected {expected}, found {found or 'nothing'}")
-
-
-def _smaller(bundle: Bundle, sidecar: Sidecar, rows: int) -> str:
-    """The remedy with profiles cut off at so many rows."""
-    identity = sidecar.identity
-    cut = tuple(Profile(p.min, min(p.opt, rows), min(p.max, rows)) for p in identity.options.profiles if p.min <= rows)
-    batch = ",".join(map(str, cut or (Profile(1, rows, rows),)))
-    command = f"trueport build {bundle.path} --target local --flavour {identity.flavour}"
-    return f"build it again: {command} --variant {identity.variant} --batch {batch} --rebuild"
 
 
 def _read(path: Path) -> bytes:

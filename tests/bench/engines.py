@@ -19,10 +19,10 @@ from trueport.export.engine import engine_from_onnx
 from trueport.export.graph import onnx_from_original
 from trueport.export.original import Original
 from trueport.runtime.engine import EngineOptions
-from trueport.runtime.engine_layers import shown
 from trueport.runtime.flavours import FLAVOURS
 from trueport.runtime.machine import describe_machine
 from trueport.runtime.manifest import Normalisation, Preprocessing
+from trueport.runtime.runners.reached import shown
 
 TARGETS = ("sm86", "sm120")
 SIDE = 224

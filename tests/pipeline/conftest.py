@@ -1,8 +1,10 @@
-"""Bundles made by hand, nothing trained: which quarters of a picture, higher than wide, are bright?"""
+"""The command in this process; and bundles made by hand, nothing trained: which quarters of a picture are bright?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from trueport.export.bundle import Origin, write_bundle
 from trueport.export.golden import picture_cards
 from trueport.export.original import Original
 from trueport.models import registry
+from trueport.pipeline import cli
 from trueport.runtime.manifest import Normalisation, Preprocessing, Task
 
 SIZE = (10, 6)
@@ -66,6 +69,31 @@ def quarters_bundle(folder: Path, task: Task, rows: int = 120) -> Path:
         evaluation=(bright(truth), truth if task == "multilabel" else labels),
     )
     return folder
+
+
+@pytest.fixture
+def trueport(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def small_heap(bundle_path: Path) -> Iterator[None]:
+    """For tests that time: what torch and an export leave is most of a second's work for each collection before it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 
 from trueport.export.engine import Engine
 from trueport.pipeline import build as build_module
-from trueport.pipeline import cli
 from trueport.pipeline.build import BuildReport, build, throttled
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.engine import ELSEWHERE, EngineOptions, Here, Sidecar, profiles_from_text, read_sidecar
@@ -26,20 +24,6 @@ TARGETS = ("sm86", "sm120")
 
 pytestmark = pytest.mark.skipif(FLAVOURS["rtx"] not in installed_flavours(), reason="tensorrt_rtx is not installed")
 without_gpu = pytest.mark.skipif(bool(find_gpus()[0]), reason="there is a GPU here")
-
-
-@pytest.fixture
-def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +68,7 @@ def test_the_command_shows_a_table(trueport: Any, own_bundle: Path) -> None:
     )
     assert code == 0, err
     (engine,) = engines(own_bundle)
-    for words in (engine.name, "fp32", "sm86", "5 fp32 (network)", str(own_bundle / "engines")):
+    for words in (engine.name, "fp32", "sm86", "5 layers in fp32 (network)", str(own_bundle / "engines")):
         assert words in out
     assert "building with TensorRT-RTX" in err
     code, out, err = trueport(
@@ -217,7 +201,7 @@ def test_an_engine_that_is_not_what_was_asked_for_is_not_written(
     monkeypatch.setattr(
         build_module, "engine_from_onnx", lambda *_, **__: Engine(b"plan", {"fp16": 5}, "inspector", 1.0)
     )
-    with pytest.raises(ExportError, match="asked for fp32, none of its layers computes in it: 5 fp16"):
+    with pytest.raises(ExportError, match="asked for fp32, none of its layers computes in it: 5 layers in fp16"):
         build_rtx(own_bundle)
     assert list((own_bundle / "engines").iterdir()) == []
 

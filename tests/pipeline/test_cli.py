@@ -20,22 +20,7 @@ from trueport.pipeline import cli
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.manifest import MANIFEST
 
-Answer = tuple[int, str, str]
 TRUEPORT = [sys.executable, "-c", "from trueport.pipeline.cli import main; main()"]
-
-
-@pytest.fixture
-def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def digit(path: Path, bundle: Path, index: int = 0) -> Path:

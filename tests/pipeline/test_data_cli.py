@@ -10,30 +10,21 @@ from typing import Any
 
 import pytest
 
-from trueport.pipeline import cli
 from trueport.pipeline.data import named as registry
 from trueport.pipeline.data.download import Remote
 from trueport.pipeline.data.published import Published
 
 
 @pytest.fixture
-def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Run a command in this process, with an empty data folder: exit code, standard output, standard error."""
+def trueport(trueport: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The command, with an empty data folder and nowhere to download flowers from."""
     monkeypatch.setenv("TRUEPORT_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     flowers = registry.NAMED["flowers"]
     assert isinstance(flowers, Published)
     nowhere = Remote(("http://127.0.0.1:9/flower_photos.tgz",), 5, "0" * 64)  # the discard port, where nobody listens
     monkeypatch.setitem(registry.NAMED, "flowers", dataclasses.replace(flowers, remotes=(nowhere,)))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return trueport
 
 
 def test_list_tells_what_is_here_and_what_is_to_download(trueport: Any, tmp_path: Path) -> None:

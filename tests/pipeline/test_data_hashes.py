@@ -18,7 +18,7 @@ from trueport.pipeline.data.files import FileDataset
 @pytest.fixture
 def pets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Pictures that are large enough to be worth it, and settled for long."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRUEPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "WORTH_BYTES", 1)
     monkeypatch.setattr(module, "RACY_S", -60.0)
     for name in ("cat", "dog"):
@@ -87,7 +87,7 @@ def test_absolute_paths_of_a_manifest_are_known_again(pets: Path, read: list[str
 
 def test_a_damaged_cache_is_made_again(pets: Path, read: list[str], tmp_path: Path) -> None:
     first = Folder(pets).fingerprint
-    (file,) = (tmp_path / "cache" / "trueport" / "hashes").iterdir()
+    (file,) = (tmp_path / "cache" / "hashes").iterdir()
     file.write_bytes(file.read_bytes()[:-3])
     assert Folder(pets).fingerprint == first
     read.clear()
@@ -103,7 +103,7 @@ def test_small_data_leaves_no_cache(pets: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 def test_twenty_thousand_files_are_opened_in_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRUEPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "WORTH_BYTES", 1)
     monkeypatch.setattr(module, "RACY_S", -60.0)
     body = np.random.default_rng(0).bytes(4000)

@@ -274,7 +274,7 @@ def test_data_lies_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, t
     cifar = NAMED["cifar10"]
     assert isinstance(cifar, Published)
     monkeypatch.delenv("TRUEPORT_DATA", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cifar.folder() == tmp_path / "trueport" / "data" / "cifar10"
+    monkeypatch.setenv("TRUEPORT_CACHE", str(tmp_path))
+    assert cifar.folder() == tmp_path / "data" / "cifar10"
     monkeypatch.setenv("TRUEPORT_DATA", str(tmp_path / "own"))
     assert cifar.folder() == tmp_path / "own" / "cifar10"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,10 @@ from trueport import models
 from trueport.export.graph import onnx_from_original
 from trueport.export.original import Original
 from trueport.models.description import Row
-from trueport.pipeline import cli
 from trueport.pipeline.console import print_table
 from trueport.pipeline.describe import caption, count_words, describe, description_table, padding, same
 from trueport.runtime.errors import UsageError
 from trueport.runtime.manifest import Normalisation, Preprocessing
-
-
-@pytest.fixture
-def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run a command in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def test_table_says_what_the_course_says_of_alexnet() -> None:

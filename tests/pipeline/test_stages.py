@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,10 +14,11 @@ import pytest
 from trueport.pipeline import report, stages
 from trueport.pipeline.bench import BenchReport
 from trueport.pipeline.check import check
+from trueport.pipeline.console import Table
 from trueport.pipeline.recipe import Recipe, load_recipe
 from trueport.pipeline.run_folder import Run
 from trueport.pipeline.stages import BENCH_JSON, CHECK_JSON, RECORD, REPORT, STAGES, Outcome, outcome_table, run_stages
-from trueport.runtime.bundle import WEIGHTS
+from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import UsageError
 
 
@@ -25,6 +28,20 @@ def short(recipe: Recipe) -> Recipe:
     train = msgspec.structs.replace(recipe.train, epochs=2)
     bench = msgspec.structs.replace(recipe.bench, batch=(1, 4), seconds=0.1)
     return msgspec.structs.replace(recipe, data=data, train=train, bench=bench)
+
+
+def test_what_export_found_doubtful_is_told_by_both_commands(
+    trueport: Any, bundle_path: Path, run_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = Bundle.open(bundle_path).manifest
+    doubtful = msgspec.structs.replace(sound.variants[0], warnings=("a range is wide", "another"))
+    bundle = Bundle(bundle_path, msgspec.structs.replace(sound, variants=(doubtful,)))
+    monkeypatch.setattr("trueport.pipeline.export_run.export_run", lambda *_: (bundle_path, bundle.manifest))
+    monkeypatch.setattr(stages, "run_stages", lambda *_, **__: SimpleNamespace(bundle=bundle, check=True))
+    monkeypatch.setattr(stages, "outcome_table", lambda _: Table("digits", ("", ""), ()))
+    for command in (("export", run_path), ("run", "digits")):
+        code, _, err = trueport(*command)
+        assert (code, err) == (0, "warning: fp32: a range is wide\nwarning: fp32: another\n")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from trueport.pipeline import cli
 from trueport.pipeline.check import recorded_gates
 from trueport.pipeline.tune import tune
-from trueport.pipeline.tuning import search, workshop
+from trueport.pipeline.tuning import search, space, workshop
 from trueport.pipeline.tuning.report import TuneReport, tune_table
-from trueport.pipeline.tuning.space import baseline
+from trueport.pipeline.tuning.search import Contest
+from trueport.pipeline.tuning.space import Arm, baseline
 from trueport.runtime import load, tuned
 from trueport.runtime.bundle import Bundle, Evaluation, sealed
 from trueport.runtime.errors import MissingError, UsageError
@@ -30,7 +29,7 @@ CPU = ("onnxruntime:cpu",)
 
 
 @pytest.fixture(autouse=True)
-def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_heap: None) -> None:
     """Hardly any time for each measurement, and one thread: the machinery is tested, not the machine."""
     one_core = msgspec.structs.replace(describe_machine(), cores=1)
     monkeypatch.setattr("trueport.pipeline.tune.describe_machine", lambda: one_core)
@@ -72,6 +71,49 @@ def test_what_it_writes_is_what_load_takes(own_bundle: Path) -> None:
     assert all(one.drop_points == 0.0 and all(one.verdicts) for one in report.tried)
     assert msgspec.json.decode(msgspec.json.encode(report), type=TuneReport) == report
     Bundle.open(own_bundle)  # as whole as before
+
+
+def test_where_spinning_is_faster_it_is_taken_but_by_a_server(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_cores = msgspec.structs.replace(describe_machine(), cores=2)
+    monkeypatch.setattr("trueport.pipeline.tune.describe_machine", lambda: two_cores)
+    monkeypatch.setattr(space, "thread_counts", lambda _: [2])
+
+    def contest(self: Any, a: Arm, b: Arm, needed: bool) -> Contest:
+        ratio = 2.0 if b.candidate.options.spinning else 1.0
+        return Contest(a=a, b=b, ratio=ratio, low=ratio, high=ratio, decided=ratio > 1)
+
+    monkeypatch.setattr(workshop.Workshop, "contest", contest)
+    report = quick(own_bundle)
+    found = report.tuned
+    assert found
+    assert found.throughput.options.spinning
+    assert found.throughput.resting
+    assert found.throughput.resting.options == msgspec.structs.replace(found.throughput.options, spinning=False)
+    with load(own_bundle) as session:
+        assert "2 threads, spinning" in session.chosen
+    with load(own_bundle, spinning=False) as session:
+        assert f": {found.throughput.resting.described()}, batches of" in session.chosen
+    status = {one.options: one.status for one in report.tried}
+    assert "throughput" in status[found.throughput.options]
+    assert "serve" in status[found.throughput.resting.options]
+    assert [row for row in tune_table(report).rows if "spinning" in row[2]]
+
+
+def test_where_spinning_is_not_faster_beyond_doubt_that_is_told(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_cores = msgspec.structs.replace(describe_machine(), cores=2)
+    monkeypatch.setattr("trueport.pipeline.tune.describe_machine", lambda: two_cores)
+    monkeypatch.setattr(space, "thread_counts", lambda _: [2])
+    monkeypatch.setattr(workshop.Workshop, "contest", lambda *_: None)
+    report = quick(own_bundle)
+    assert report.tuned
+    assert not report.tuned.throughput.options.spinning
+    spinning = [one for one in report.tried if one.options.spinning]
+    assert spinning
+    assert {(one.status, one.detail) for one in spinning} == {("timed", "not faster beyond doubt")}
 
 
 def test_the_batch_of_one_picture_is_always_measured(own_bundle: Path) -> None:
@@ -306,18 +348,6 @@ def test_without_evaluation_pictures_accuracy_can_not_be_judged(
 
 
 # The command
-
-
-@pytest.fixture
-def trueport(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trueport", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
 
 
 def test_the_command_prints_a_table_and_the_choice(trueport: Any, own_bundle: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ class World:
 
     def __init__(self, times: Mapping[str, Ms], *, spread: float = 0.02, seconds: float = 1e6) -> None:
         self.times = {candidate(name): ms for name, ms in times.items()}
+        self.candidates = list(self.times)
         self.spread, self.left_s = spread, seconds
         self.asked: list[tuple[str, list[Arm], float]] = []
         self.contests: list[tuple[Arm, Arm]] = []
@@ -76,7 +77,7 @@ class World:
         return Contest(a=a, b=b, ratio=ratio, low=ratio * 0.98, high=ratio * 1.02, decided=decided)
 
     def run(self, p99_ms: float | None = None, default: str | None = None):  # type: ignore[no-untyped-def]
-        found = self.search.run(list(self.times), p99_ms, candidate(default) if default else None)
+        found = self.search.run(self.candidates, p99_ms, candidate(default) if default else None)
         assert found
         return found
 
@@ -251,6 +252,78 @@ def test_without_time_for_anything_there_is_no_winner() -> None:
     assert world.search.run([]) is None
 
 
+# Spinning
+
+
+def spinning_world(resting: Ms, spinning: Ms) -> tuple[World, Candidate, Candidate]:
+    """The fastest of two, and the same with threads that spin."""
+    fast, slow = candidate("fast", threads=2), candidate("slow", threads=2)
+    world = World({})
+    assert fast.spun
+    world.times = {fast: resting, slow: linear(2, 2), fast.spun: spinning}
+    world.candidates = [fast, slow]
+    return world, fast, fast.spun
+
+
+def test_of_the_winners_alone_it_is_tried_whether_threads_spin() -> None:
+    world, fast, spun = spinning_world(linear(1, 0.5), linear(1, 0.4))
+    found = world.run()
+    assert found.spun == {
+        Arm(candidate=fast, batch=32): Arm(candidate=spun, batch=32),
+        Arm(candidate=fast, batch=1): Arm(candidate=spun, batch=1),
+    }
+    assert (found.throughput.candidate, found.latency.candidate) == (fast, fast)
+    assert found.taken(found.throughput) == Arm(candidate=spun, batch=32)
+    assert sorted(arm.batch for arm in world.search.timings if arm.candidate == spun) == list(BATCHES)
+
+
+@pytest.mark.parametrize("spinning", [linear(1, 0.49), linear(1, 0.6)])
+def test_what_is_not_faster_beyond_doubt_does_not_spin(spinning: Ms) -> None:
+    world, fast, _ = spinning_world(linear(1, 0.5), spinning)
+    found = world.run()
+    assert found.spun == {}
+    assert found.taken(found.throughput) == Arm(candidate=fast, batch=32)
+
+
+def test_the_default_is_compared_with_what_is_taken() -> None:
+    world, fast, spun = spinning_world(linear(1, 0.5), linear(1, 0.25))
+    found = world.search.run(world.candidates, None, fast)
+    assert found
+    assert found.throughput.candidate == fast
+    met = world.search.against_default
+    assert met
+    assert (met.a.candidate, met.b.candidate) == (fast, spun)
+    assert world.search.notes == []
+
+
+def test_below_a_bound_threads_spin_only_where_that_is_shown_to_be_below_it_too() -> None:
+    world, fast, spun = spinning_world(linear(1, 0.5), linear(1, 0.4))
+    found = world.run(p99_ms=8.0)
+    assert found.bounded
+    assert found.spun[found.bounded].candidate == spun
+    world, fast, spun = spinning_world(linear(1, 0.5), linear(1, 0.4))
+    world.lucky = {Arm(candidate=spun, batch=batch): 9 for batch in BATCHES}  # calls alone, which a contest has not
+    found = world.run(p99_ms=8.0)
+    assert found.bounded == Arm(candidate=fast, batch=8)
+    assert found.bounded not in found.spun
+    assert found.throughput in found.spun
+
+
+def test_without_time_no_thread_spins() -> None:
+    world, _, _ = spinning_world(linear(1, 0.5), linear(1, 0.25))
+    world.left_s = 4 * FIRST_S
+    assert world.run().spun == {}
+
+
+def test_what_has_no_threads_to_spin_is_not_tried() -> None:
+    assert candidate("a", threads=1).spun is None
+    spun = candidate("a", threads=2).spun
+    assert spun
+    assert spun.spun is None
+    assert str(spun) == "a on onnxruntime:cpu, 2 threads, spinning"
+    assert Candidate(variant="a", runner="openvino:cpu", options=RunnerOptions(threads=2)).spun is None
+
+
 # The space
 
 
@@ -289,7 +362,10 @@ def test_variants_meet_the_runners_that_they_were_made_for(monkeypatch: pytest.M
     assert types == {"fp32": 2, "bf16": 2}
 
 
-def test_numerics_are_all_but_threads() -> None:
+def test_numerics_are_all_but_threads_and_how_they_wait() -> None:
     assert candidate("a", 1).numerics == candidate("a", 2).numerics
+    spun = candidate("a", 2).spun
+    assert spun
+    assert spun.numerics == candidate("a", 2).numerics
     extended = Candidate(variant="a", runner="onnxruntime:cpu", options=RunnerOptions(graph_level="extended"))
     assert extended.numerics != candidate("a").numerics

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trueport.runtime.engine_layers import layers_from_inspector, shown, unreached
+from trueport.runtime.engine_layers import layers_from_inspector, unreached
 
 
 def layer(kind: str, dtype: str, **more: Any) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def test_what_was_asked_for_was_reached() -> None:
 
 def test_a_difference_is_named() -> None:
     """rf-detr#1453: an engine that was asked for in fp16 and computes in fp32."""
-    assert "none of its layers computes in it: 21 fp32" in str(unreached("fp16", {"fp32": 21}, {"fp16": 21}))
-    assert "but 2 fp32 where the graph has 19 int8, 1 fp32" in str(
+    assert "none of its layers computes in it: 21 layers in fp32" in str(unreached("fp16", {"fp32": 21}, {"fp16": 21}))
+    assert "but 2 layers in fp32, where the graph has 19 layers in int8, 1 in fp32" in str(
         unreached("int8", {"int8": 18, "fp32": 2}, {"int8": 19, "fp32": 1})
     )
-    assert shown({"fp32": 1, "fp16": 20}) == "20 fp16, 1 fp32"
+    assert "1 layer in fp32, where the graph has no layers that compute" in str(unreached("int8", {"fp32": 1}, {}))

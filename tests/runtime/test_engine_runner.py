@@ -563,7 +563,7 @@ def test_another_gpu_is_refused_before_anything_is_loaded(path: Path, trt: FakeT
 
 def test_an_engine_in_another_precision_is_refused(own_bundle: Path, trt: FakeTrt) -> None:
     put(own_bundle, layers=[{"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Half"}]}])
-    with pytest.raises(BundleError, match="asked for fp32, none of its layers computes in it: 1 fp16"):
+    with pytest.raises(BundleError, match="asked for fp32, none of its layers computes in it: 1 layer in fp16"):
         opened(own_bundle)
 
 

@@ -18,7 +18,7 @@ from trueport.runtime.machine import Gpu
 from trueport.runtime.manifest import FileEntry, Precision, TensorSpec, Variant
 from trueport.runtime.runner import RunnerOptions
 from trueport.runtime.runners import ort, ort_cuda, ort_tensorrt
-from trueport.runtime.runners.ort import OrtRunner, nodes_elsewhere
+from trueport.runtime.runners.ort import OrtRunner, nodes_elsewhere, session_options
 from trueport.runtime.runners.ort_layers import layers_from_profile
 from trueport.runtime.runners.ort_tensorrt import cache_key, provider_options
 from trueport.runtime.runners.reached import require_reached, shown
@@ -127,7 +127,7 @@ def test_not_reached(variant_of: Variants, precision: Precision, layers: dict[st
 
 
 def test_no_layers_are_no_words() -> None:
-    assert shown({}) == ""
+    assert shown({}) == "no layers that compute"
 
 
 # GPUs that are not there
@@ -284,3 +284,9 @@ def test_a_batch_beyond_the_profile_names_the_range(graphs: Graphs) -> None:
         runner.run({"image": np.zeros((3, 8, 8, 1), np.uint8)})
     with pytest.raises(FullError):
         runner.run({"image": np.zeros((2, 8, 8, 1), np.uint8)})
+
+
+@pytest.mark.parametrize("spinning", [True, False])
+def test_threads_spin_where_they_are_told_to(spinning: bool) -> None:
+    settings = session_options(RunnerOptions(threads=2, spinning=spinning))
+    assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))

@@ -91,6 +91,30 @@ def test_what_is_preferred_is_taken(bundle: Bundle) -> None:
         load(bundle.path, prefer="speed")  # type: ignore[arg-type]
 
 
+def spun(**changes: Any) -> Choice:
+    return choice(options=RunnerOptions(threads=2, spinning=True), resting=choice(max_batch_rows=4), **changes)
+
+
+def test_whoever_may_not_burn_cores_takes_what_rests(bundle: Bundle) -> None:
+    put(bundle, found_for(bundle, throughput=spun()))
+    told, session = chosen(bundle)
+    assert told.endswith("fp32 on onnxruntime:cpu, 2 threads, spinning, batches of up to 8")
+    assert session.report.threads == 2
+    told, session = chosen(bundle, spinning=False)
+    assert told.endswith("fp32 on onnxruntime:cpu, 1 thread, graph level extended, batches of up to 4")
+    assert session.report.threads == 1
+    assert chosen(bundle, prefer="latency", spinning=False)[0].startswith("tuned on"), "which never did"
+
+
+def test_a_choice_that_spins_without_one_that_rests_is_damaged(bundle: Bundle) -> None:
+    file = put(bundle, found_for(bundle, throughput=spun()))
+    good = file.read_bytes()
+    for old, new in ((b'"spinning": true', b'"spinning": false'), (b'"spinning": false', b'"spinning": true')):
+        assert old in good
+        file.write_bytes(good.replace(old, new))
+        assert f"{file} is damaged: a choice whose threads spin has one beside it" in chosen(bundle)[0]
+
+
 def test_a_large_batch_has_a_queue_that_holds_it(bundle: Bundle) -> None:
     put(bundle, found_for(bundle, throughput=choice(max_batch_rows=2048)))
     limits = chosen(bundle)[1].batcher.limits
@@ -164,7 +188,7 @@ DAMAGED = {
     "not JSON": b"\x80\x04K\x01.",
     "not an object": b"[1, 2]",
     "nested": b"[" * 100_000,
-    "a field too many": b'{"schema": 1, "surprise": 1}',
+    "a field too many": b'{"schema": 2, "surprise": 1}',
 }
 
 
@@ -254,18 +278,6 @@ def test_of_two_that_fit_the_newer_is_used(bundle: Bundle) -> None:
     newer = found_for(bundle, tuned_at="2026-11-23T07:00:00+00:00")
     (cached / f"{own_key()}.json").write_bytes(msgspec.json.encode(newer))
     assert chosen(bundle)[0].startswith("tuned on 2026-11-23")
-
-
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRUEPORT_CACHE", "/somewhere/else")
-    assert tuned.cache_folder() == Path("/somewhere/else")
-    monkeypatch.delenv("TRUEPORT_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert tuned.cache_folder() == Path("/xdg/trueport")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert tuned.cache_folder() == Path("/home/somebody/.cache/trueport")
 
 
 def test_versions_are_those_of_what_the_runner_is_made_of() -> None:
