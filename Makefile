@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve requirements clean
+.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve bench-endurance requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -52,6 +52,10 @@ bench-ports: .venv/installed     ## tuned bundles beside their originals and bar
 
 bench-serve: .venv/installed     ## requests a second beside other servers, on this machine
 	$(BIN)/python tests/bench/serving.py
+	$(BIN)/python -m tests.bench.grpc_serving
+
+bench-endurance: .venv/installed ## the server under ten times too much, for a million requests, and while models change
+	$(BIN)/python -m tests.bench.endurance
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'

@@ -1,9 +1,10 @@
 """Requests a second of the server, beside the same application on uvicorn and a plain FastAPI one: `make bench-serve`.
 
-LeNet, one uint8 row a request, binary tensors, closed loop. The load comes from a process of its own, on the same cores
-as the server. Every server runs in turn in every round; ratios are medians over rounds with bootstrap intervals. How
-busy the machine is shows in the bare session, which runs in each round too: compare rates with it, not with another
-day's. Nothing here passes or fails. `--seconds 1 --rounds 3` gives a first impression.
+A LeNet where no other bundle is given, one uint8 row a request, binary tensors, closed loop. The load comes from a
+process of its own, on the same cores as the server. Every server runs in turn in every round; ratios are medians over
+rounds with bootstrap intervals. How busy the machine is shows in the bare session, which runs in each round too:
+compare rates with it, not with another day's. Nothing here passes or fails. `--seconds 1 --rounds 3` gives a first
+impression.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import math
 import os
 import re
 import selectors
@@ -33,7 +35,9 @@ from typing import Any, cast
 import numpy as np
 
 from trueport.runtime import Session, load
+from trueport.runtime.bundle import read_manifest
 from trueport.runtime.machine import describe_machine
+from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import serve
 from trueport.runtime.timing import ratio_interval
 
@@ -41,7 +45,8 @@ CONNECTIONS = (1, 16, 64)
 SIDE = 28
 OURS, ASGI, FASTAPI = "ours", "our ASGI application on uvicorn", "FastAPI, one run a request"
 NOTHING = "uvicorn, which only reads the request"
-PATHS = {OURS: "/v2/models/digits/infer", ASGI: "/v2/models/digits/infer", NOTHING: "/", FASTAPI: "/infer"}
+PATHS = {OURS: "/v2/models/{}/infer", ASGI: "/v2/models/{}/infer", NOTHING: "/", FASTAPI: "/infer"}
+BATCHES = (1, 8, 32)
 START_S = 60
 THREADS = 1
 WRK_SCRIPT = """
@@ -65,18 +70,19 @@ class Load:
 def main() -> None:
     """Measure and print; or be one of the processes that are measured."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", type=Path, help="a LeNet of digits; trained where not given")
+    parser.add_argument("--bundle", type=Path, help="a LeNet for 28 x 28, trained, where not given")
     parser.add_argument("--runner", default="onnxruntime:cpu")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each server in each round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--serve", choices=PATHS, help=argparse.SUPPRESS)
-    parser.add_argument("--load", nargs=3, metavar=("PORT", "PATH", "CONNECTIONS"), help=argparse.SUPPRESS)
+    parser.add_argument("--load", nargs=3, metavar=("PORT", "SERVER", "CONNECTIONS"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.serve:
         serve_forever(chosen.serve, load(chosen.bundle, runner=chosen.runner, threads=THREADS))
     elif chosen.load:
-        port, path, connections = chosen.load
-        print(json.dumps(closed_loop(int(port), path, int(connections), chosen.seconds)))
+        port, name, connections = chosen.load
+        data = request(chosen.bundle, name, int(port))
+        print(json.dumps(closed_loop(int(port), data, int(connections), chosen.seconds)))
     else:
         with tempfile.TemporaryDirectory() as folder:
             bundle = chosen.bundle or trained(Path(folder))
@@ -98,17 +104,17 @@ def report(bundle: Path, runner: str, rounds: int, seconds: float, folder: Path)
     with ExitStack() as stack:
         session = stack.enter_context(load(bundle, runner=runner, threads=THREADS))
         servers = {name: stack.enter_context(started(name, bundle, runner)) for name in names}
-        bare: dict[int, list[float]] = {1: [], 32: []}
+        bare: dict[int, list[float]] = {rows: [] for rows in BATCHES}
         for _ in range(rounds):
             for rows, rates in bare.items():
                 rates.append(images_per_s(session, rows, seconds / 4))
             for connections in CONNECTIONS:
                 for name, (process, port) in servers.items():
-                    loads[name, connections].append(loaded(process, port, PATHS[name], connections, seconds))
+                    loads[name, connections].append(loaded(process, port, bundle, name, connections, seconds))
         print_tables(loads, bare, names)
         if wrk := shutil.which("wrk"):
             for name, (_, port) in servers.items():
-                print(f"\nwrk, 64 connections, {name}: {wrk_says(wrk, port, PATHS[name], folder, seconds)}")
+                print(f"\nwrk, 64 connections, {name}: {wrk_says(wrk, port, bundle, name, folder, seconds)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
@@ -116,13 +122,17 @@ def print_tables(loads: dict[tuple[str, int], list[Load]], bare: dict[int, list[
     """Rates and times, then ratios."""
     rates = ", ".join(f"{statistics.median(rates):,.0f} at batch {rows}" for rows, rates in bare.items())
     print(f"Bare session, images/s: {rates}\n")
-    print("| connections | server | requests/s | of bare batch 32 | median ms | p99 ms | server's CPU, us a request |")
+    best = [max(each) for each in zip(*bare.values(), strict=True)]
+    print("| connections | server | requests/s | of the bare session's best | median ms | p99 ms | server's CPU, us |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for (name, connections), measured in sorted(loads.items(), key=lambda item: item[0][1]):
         rate = middle(measured, "per_s")
-        share = statistics.median(each.per_s / full for each, full in zip(measured, bare[32], strict=True))
+        share = statistics.median(each.per_s / full for each, full in zip(measured, best, strict=True))
         times = " | ".join(f"{middle(measured, key):.3f}" for key in ("median_ms", "p99_ms"))
         print(f"| {connections} | {name} | {rate:,.0f} | {share:.2f} | {times} | {middle(measured, 'cpu_us'):.0f} |")
+    alone = zip(loads[OURS, 1], bare[1], strict=True)
+    ratio, low, high = ratio_interval(np.log([ours.median_ms * rate / 1e3 for ours, rate in alone]), seed=0)
+    print(f"\nOne connection's median over a bare run: {ratio:.2f} ({low:.2f} to {high:.2f})")
     print("\n| connections | ours beside | times as many requests/s |\n| --- | --- | --- |")
     for connections in CONNECTIONS:
         for name in names[1:]:
@@ -147,19 +157,18 @@ def lenet(num_classes: int, channels: int) -> object:
 
 def trained(folder: Path) -> Path:
     """A bundle of it, trained for a moment."""
-    file = Path(__file__)
-    settings = (f"model.arch={file.stem}:lenet", "train.epochs=2", f"preprocessing.size={SIDE}")
+    return made(
+        folder, "lenet", f"model.arch={Path(__file__).stem}:lenet", "train.epochs=2", f"preprocessing.size={SIDE}"
+    )
+
+
+def made(folder: Path, name: str, *settings: str) -> Path:
+    """The bundle that the recipe of digits makes with these settings."""
     options = [word for setting in settings for word in ("--set", setting)]
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("trueport"),
-        "run",
-        "digits",
-        "--out",
-        folder / "lenet",
-        *options,
-    ]
-    subprocess.run(command, check=True, capture_output=True, cwd=file.parent)
-    return folder / "lenet" / "bundle"
+    program, out = Path(sys.executable).with_name("trueport"), folder / name
+    command: list[str | Path] = [program, "run", "digits", "--out", out, *options]
+    subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parent)
+    return out / "bundle"
 
 
 # Servers.
@@ -191,11 +200,11 @@ async def nothing(scope: Any, receive: Any, send: Any) -> None:
 def fastapi_app(session: Session) -> object:
     """What a tutorial has: bytes in, a run, bytes out; nothing is validated or batched."""
     fastapi: Any = importlib.import_module("fastapi")  # no requirement of trueport's, so no import of it
-    app = fastapi.FastAPI()
+    app, shape = fastapi.FastAPI(), session.manifest.preprocessing.shape
 
     async def infer(request: Any) -> Any:
         body = await request.body()
-        row = np.frombuffer(body, np.uint8)[-SIDE * SIDE :].reshape(1, SIDE, SIDE, 1)
+        row = np.frombuffer(body, np.uint8)[-math.prod(shape) :].reshape(1, *shape)
         return fastapi.Response(session.run(row).tobytes(), media_type="application/octet-stream")
 
     infer.__annotations__ = {"request": fastapi.Request, "return": fastapi.Response}
@@ -235,9 +244,9 @@ def wait_for(port: int) -> None:
 # Load.
 
 
-def loaded(process: int, port: int, path: str, connections: int, seconds: float) -> Load:
+def loaded(process: int, port: int, bundle: Path, name: str, connections: int, seconds: float) -> Load:
     """One server under load from another process."""
-    arguments = ["--load", str(port), path, str(connections), "--seconds", str(seconds)]
+    arguments = ["--load", str(port), name, str(connections), "--bundle", str(bundle), "--seconds", str(seconds)]
     before = cpu_seconds(process)
     done = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     used = cpu_seconds(process) - before
@@ -245,9 +254,8 @@ def loaded(process: int, port: int, path: str, connections: int, seconds: float)
     return Load(told["per_s"], told["median_ms"], told["p99_ms"], 1e6 * used / told["requests"])
 
 
-def closed_loop(port: int, path: str, connections: int, seconds: float) -> dict[str, float]:
+def closed_loop(port: int, data: bytes, connections: int, seconds: float) -> dict[str, float]:
     """So many connections, each sends its next request when it has its answer; every answer's status is looked at."""
-    data = request(path, port)
     selector = selectors.DefaultSelector()
     begun_s: dict[socket.socket, float] = {}
     for _ in range(connections):
@@ -276,16 +284,17 @@ def closed_loop(port: int, path: str, connections: int, seconds: float) -> dict[
     return {"per_s": rate, "requests": len(durations), "median_ms": float(times[0]), "p99_ms": float(times[1])}
 
 
-def request(path: str, port: int) -> bytes:
+def request(bundle: Path, server: str, port: int) -> bytes:
     """One row, as tritonclient would send it."""
-    head, body = json_and_row()
+    manifest = read_manifest(bundle)
+    head, body = json_and_row(manifest)
     fields = f"Host: 127.0.0.1:{port}\r\nInference-Header-Content-Length: {len(head)}\r\nContent-Length: {len(body)}"
-    return f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body
+    return f"POST {PATHS[server].format(manifest.name)} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body
 
 
-def json_and_row() -> tuple[bytes, bytes]:
+def json_and_row(manifest: Manifest) -> tuple[bytes, bytes]:
     """The JSON, and the JSON with the row behind it."""
-    row = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 1), np.uint8)
+    row = np.random.default_rng(0).integers(0, 256, (1, *manifest.preprocessing.shape), np.uint8)
     tensor = {"name": "image", "datatype": "UINT8", "shape": row.shape, "parameters": {"binary_data_size": row.nbytes}}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     return head, head + row.tobytes()
@@ -304,13 +313,14 @@ def whole(answer: bytes) -> bool:
     return len(answer) == end + 4 + int(answer[start : answer.index(b"\r\n", start)])
 
 
-def wrk_says(wrk: str, port: int, path: str, folder: Path, seconds: float) -> str:
+def wrk_says(wrk: str, port: int, bundle: Path, server: str, folder: Path, seconds: float) -> str:
     """Rate, median and p99 as wrk measures them."""
-    head, body = json_and_row()
+    manifest = read_manifest(bundle)
+    head, body = json_and_row(manifest)
     (folder / "body").write_bytes(body)
     (folder / "wrk.lua").write_text(WRK_SCRIPT.format(body=folder / "body", json_bytes=len(head)))
     command = [wrk, "-t1", "-c64", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(folder / "wrk.lua")]
-    url, limit_s = f"http://127.0.0.1:{port}{path}", seconds + START_S
+    url, limit_s = f"http://127.0.0.1:{port}{PATHS[server].format(manifest.name)}", seconds + START_S
     try:
         text = subprocess.run([*command, url], check=True, capture_output=True, text=True, timeout=limit_s).stdout
     except subprocess.TimeoutExpired:  # wrk waits for ever where a connection has lost its answer
@@ -321,7 +331,7 @@ def wrk_says(wrk: str, port: int, path: str, folder: Path, seconds: float) -> st
 
 def images_per_s(session: Session, rows: int, seconds: float) -> float:
     """The session alone, in this process."""
-    images = np.random.default_rng(0).integers(0, 256, (rows, SIDE, SIDE, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (rows, *session.manifest.preprocessing.shape), np.uint8)
     runs, begun_s = 0, time.perf_counter()
     while (now_s := time.perf_counter()) - begun_s < seconds:
         session.run(images)
