@@ -243,8 +243,8 @@ def shared_core() -> Any:
     """The one Core of this process, which is never dropped.
 
     Its CPU plugin gives the thread that loads it a stack for signal handlers (OpenVINO's pull request 11894), and frees
-    that stack with the last of the Core's objects, in whichever thread: with a Core for each model, the next signal that
-    Python handles in the first thread would be a segmentation fault.
+    that stack with the last of the Core's objects, in whichever thread: with a Core for each model, the next signal
+    that Python handles in the first thread would be a segmentation fault.
     """
     openvino = import_openvino()
     with _making:

@@ -252,7 +252,10 @@ def test_no_request_fails_while_models_are_loaded_anew(server: Server, bundle_pa
 
 
 def tensor(bundle: Path) -> dict[str, Any]:
-    row = Bundle.open(bundle).golden().images[:1]
+    return json_tensor(Bundle.open(bundle).golden().images[:1])
+
+
+def json_tensor(row: Any) -> dict[str, Any]:
     return {"name": "image", "datatype": "UINT8", "shape": row.shape, "data": row.ravel().tolist()}
 
 
@@ -269,3 +272,18 @@ def test_the_command_says_what_it_lacks(arguments: tuple[str, ...], words: str, 
     command = [sys.executable, "-c", code, "serve", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.returncode, words in " ".join(done.stderr.split())) == (2, True), done.stderr
+
+
+def test_the_command_serves_grpc_beside_http(bundle_path: Path) -> None:
+    grpc = pytest.importorskip("tritonclient.grpc")
+    row = Bundle.open(bundle_path).golden().images[:1]
+    with serving(bundle_path, "--grpc", "0") as server:
+        port = next(found[1] for line in server.said if (found := re.search(r"gRPC on port (\d+)", line)))
+        with grpc.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            assert client.is_server_ready()
+            tensor = grpc.InferInput("image", row.shape, "UINT8")
+            tensor.set_data_from_numpy(row)
+            logits = client.infer("digits", [tensor]).as_numpy("logits")
+        status, answer = server.ask("POST", INFER.format("digits"), {"inputs": [json_tensor(row)]})
+        assert status == 200
+        np.testing.assert_allclose(logits.ravel(), answer["outputs"][0]["data"], rtol=1e-6)
