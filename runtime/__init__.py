@@ -7,6 +7,7 @@ Names are loaded when they are first used, so that importing the package costs n
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from .session import Prediction, Score, Session, load
 
 __all__ = ["BatchLimits", "Bundle", "Prediction", "Score", "Session", "load"]
+
+# onnxruntime reads this when it is imported: else it writes into the home folder and sends events. Set it to 0 for that.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "BatchLimits": "batching",

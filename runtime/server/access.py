@@ -36,6 +36,11 @@ class Access:
         """What needs no token; None: nothing needs one."""
         return None if self._token is None else self._open
 
+    @property
+    def asks(self) -> bool:
+        """Whether there is a token at all."""
+        return self._token is not None
+
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raise UnauthorizedError unless this request may be answered."""
         if self._token is None or path in self._open:

@@ -109,6 +109,18 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class FailedAnswer(Answer, frozen=True, gc=True):
+    """One that says no more than that the server failed. Tracked by the collector: its cause may lead back to it."""
+
+    cause: BaseException
+
+
+def log_failure(answer: Answer, request_id: bytes) -> None:
+    """Why, for whoever runs the server; called where the request's id is known."""
+    if isinstance(answer, FailedAnswer):
+        logger.error("the request %s failed", request_id.decode("latin1"), exc_info=answer.cause)
+
+
 def fields(*pairs: Pair) -> Fields:
     """Of these pairs of name and value, which hold no line ends."""
     return Fields(pairs, b"".join(b"%b: %b\r\n" % pair for pair in pairs))
@@ -132,11 +144,13 @@ def empty_answer() -> Answer:
 def answer_from_error(error: BaseException) -> Answer:
     """The answer that says what was wrong with a request, or that the server failed."""
     status, extra = _status(error)
-    text = str(error)
     if status == 500 and not isinstance(error, OutputError):
-        logger.error("a request failed", exc_info=error)
-        text = "the server failed to answer this request, the reason is in its log"
-    return answer_from_json({"error": text}, status, *extra)
+        answer = answer_from_json({"error": _FAILED}, status, *extra)
+        return FailedAnswer(answer.status, answer.fields, answer.body, error)
+    return answer_from_json({"error": str(error)}, status, *extra)
+
+
+_FAILED = "the server failed to answer this request, the reason is in its log"
 
 
 def content_length(size: int) -> Pair:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from .access import Access
-from .answers import Answer, answer_from_error
+from .answers import Answer, answer_from_error, log_failure
 from .contract import Receive, Request, Scope, Send, ServerLimits
 from .http1 import LONGEST_NUMBER, too_large
 from .models import Models
+from .replay import require_golden
 from .routes import REQUEST_ID, Router, begun
+from .tracing import tracing
+from .watched import Seen
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -23,21 +26,29 @@ DEFAULT_LIMITS = ServerLimits()
 class App:
     """Serves sessions; of several versions of one name, the last is the one that is meant without a version.
 
-    access: who may ask; None: everybody who reaches it. `require_golden` is what `serve` asks of each session before.
-    Raises UsageError for a model that can't be served, or one that is given twice. The sessions stay the caller's: the
-    application does not close them. Its requests run in one event loop.
+    access: who may ask; None: everybody who reaches it. gate: what a session has to pass first, told in a sentence;
+    None: nothing. The replay of the golden set takes as long as its runs do, and runs here, not at the application's
+    start, of which a mounted one is not told.
+    Raises UsageError for a model that can't be served, or one that is given twice, GateError where one does not answer
+    its golden set as the original did. The sessions stay the caller's: the application does not close them. Its
+    requests run in one event loop.
     """
 
     def __init__(
-        self, sessions: Sequence[Session], limits: ServerLimits = DEFAULT_LIMITS, access: Access | None = None
+        self,
+        sessions: Sequence[Session],
+        limits: ServerLimits = DEFAULT_LIMITS,
+        access: Access | None = None,
+        gate: Callable[[Session], str] | None = require_golden,
     ) -> None:
         self._limits = limits
         if not sessions:
             raise UsageError("there is no model to serve: give at least one")
         models = Models(limits)
         for session in sessions:
-            models.add(session)
+            models.add(session, gate(session) if gate else "")
         self._router = Router(models, access or Access())
+        self._tracing = tracing()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3: scopes `http` and `lifespan`."""
@@ -45,25 +56,35 @@ class App:
             await self._lifespan(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        query = scope.get("query_string", b"")
+        seen = None if self._tracing is None else Seen(scope["method"], scope["path"], query, headers)
         try:
-            answer = await self._answer(scope, headers, receive)
+            answer = await self._answer(scope, headers, receive, seen)
         except _DisconnectedError:
             return
         except Exception as error:  # noqa: BLE001 - the outermost place: whatever it is, the client gets an answer
             answer = answer_from_error(error)
-        fields = [*answer.fields.pairs, (REQUEST_ID, self._router.request_id(headers))]
+        request_id = self._router.request_id(headers)
+        log_failure(answer, request_id)
+        fields = [*answer.fields.pairs, (REQUEST_ID, request_id)]
         await send({"type": "http.response.start", "status": answer.status, "headers": fields})
         await send({"type": "http.response.body", "body": answer.body})
+        if self._tracing is not None and seen is not None:
+            self._tracing.join(seen.end(request_id, answer))
 
     def close(self) -> None:
         """Stop being ready and let the threads go."""
         self._router.close()
 
-    async def _answer(self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive) -> Answer:
+    async def _answer(
+        self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, seen: Seen | None
+    ) -> Answer:
         path: str = scope["path"]
         if root := scope.get("root_path"):
             path = path.removeprefix(root)
         handler = self._router.route(scope["method"], path, headers)
+        if seen is not None:
+            handler = seen.handled(handler, path, self._router.models)
         body = await _body(headers, receive, self._limits.max_body_bytes) if scope["method"] == "POST" else b""
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
@@ -107,7 +128,7 @@ class _DisconnectedError(Exception):
 async def _disconnected(receive: Receive) -> None:
     """Until the client goes away; after a request's body nothing else can come."""
     while (await receive())["type"] != "http.disconnect":
-        pass
+        await asyncio.sleep(0)  # something else that comes at once, again and again, must not hold up the loop
 
 
 async def _body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:

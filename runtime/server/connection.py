@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, cast
 
 from ..errors import OverloadedError
-from .answers import Answer, ProtocolError, answer_from_error
+from .answers import Answer, ProtocolError, answer_from_error, log_failure
 from .contract import Cancel, Handler, Request
 from .http1 import CHUNKED, END, ChunkedBody, Head, check_beginning, too_large
 from .routes import begun
@@ -31,6 +31,7 @@ RETRY_S = 1.0
 LINGER_S = 5.0
 """How long a refused client may go on sending before it has to have read why."""
 
+FAILED = 500
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 CLOSE = b"\r\nconnection: close\r\n\r\n"
@@ -323,6 +324,7 @@ class Connection(asyncio.Protocol):
     def _respond(self, answer: Answer) -> None:
         """Write an answer and go on to the next request."""
         if self._phase is not Phase.ANSWER:  # the client has gone
+            log_failure(answer, self._request_id)
             return
         self._cancel = None
         head = self._head
@@ -340,6 +342,8 @@ class Connection(asyncio.Protocol):
             self._advance()
 
     def _write(self, answer: Answer, ending: bytes) -> None:
+        if answer.status == FAILED:
+            log_failure(answer, self._request_id)
         body = answer.body if self._head.method != "HEAD" else b""
         self._transport.write(
             b"".join(

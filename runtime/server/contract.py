@@ -14,6 +14,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     from .answers import Answer
+    from .timed import Timed
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -31,8 +32,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """Names in lower case."""
     query: bytes
     body: bytes
+    note: Note | None = None
+    """Is told where the time went, before the answer; None: nobody wants to know."""
 
 
+Note: TypeAlias = "Callable[[Timed], object]"
 Respond: TypeAlias = "Callable[[Answer], None]"
 """Called once, in the event loop, perhaps before the handler returns; not at all where the request was cancelled."""
 Cancel = Callable[[], object]

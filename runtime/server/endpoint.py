@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from ..errors import DeadlineError, ImageError, InvalidRequestError, StuckError
@@ -17,7 +18,7 @@ from .outputs import AnswerWriter, Outputs
 from .protocol import InferRequest, RequestReader, shown
 from .signature import signature_from_manifest
 from .statistics import Figures, Tally
-from .timed import Timed, is_asked_for, with_timing
+from .timed import Timed, Wanted, wanted
 
 if TYPE_CHECKING:
     from ..answering import Request as Waiting
@@ -43,8 +44,8 @@ class ModelEndpoint:
         self._limits = limits
         self._reader = RequestReader(self.signature, limits.max_json_bytes)
         self._writer = AnswerWriter(self.signature)
-        self._tasks: set[asyncio.Task[object]] = set()
-        """Of requests that may still come to the batcher; a task that nobody holds could be collected early."""
+        self._unfinished: set[asyncio.Future[Any]] = set()
+        """One for each request that may still come to the batcher, and the tasks that nobody else holds."""
         self._soon = False
         """The loop is about to run what waits by itself."""
         self._stuck = False
@@ -64,7 +65,7 @@ class ModelEndpoint:
         try:
             _refuse_compressed(request.headers)
             asked = self._reader.request(request.body, request.headers.get(b"inference-header-content-length"))
-            timed = is_asked_for(request.headers)
+            timed = wanted(request)
             if asked.rows is None:
                 return self._in_a_task(self._infer_pictures(asked, timed), begun_s, respond)
             self._refuse_stuck()
@@ -87,31 +88,35 @@ class ModelEndpoint:
 
         Raises what the batcher and the decoder raise. A task that is cancelled while it awaits this leaves the queue.
         """
-        task, begun_s = asyncio.current_task(), time.monotonic()
-        if task is not None:
-            self._tasks.add(task)
+        begun_s, ended = time.monotonic(), asyncio.get_running_loop().create_future()
+        self._unfinished.add(ended)
         try:
             outputs, _ = await self._outputs(asked)
         except BaseException as error:
             self.tally.failed(error, time.monotonic() - begun_s)
             raise
         finally:
-            if task is not None:
-                self._tasks.discard(task)
+            self._unfinished.discard(ended)
+            ended.set_result(None)
         self.tally.succeeded(time.monotonic() - begun_s)
         return outputs
 
     def succeed(
-        self, asked: InferRequest, outputs: Outputs, begun_s: float, respond: Respond, timed: Timed | None
+        self,
+        asked: InferRequest,
+        outputs: Outputs,
+        begun_s: float,
+        respond: Respond,
+        timed: Callable[[Answer], Answer] | None,
     ) -> None:
-        """Answer with these outputs."""
+        """Answer with these outputs. timed: lets those know where the time went who want to."""
         try:
             answer = self._writer.answer(asked, outputs)
         except Exception as error:  # noqa: BLE001 - the others of its batch are still to be answered
             self.fail(error, begun_s, respond)
             return
         self.tally.succeeded(time.monotonic() - begun_s)
-        respond(answer if timed is None else with_timing(answer, timed))
+        respond(answer if timed is None else timed(answer))
 
     def fail(self, error: BaseException, begun_s: float, respond: Respond) -> None:
         """Answer with an error."""
@@ -129,8 +134,8 @@ class ModelEndpoint:
 
     async def retire(self) -> None:
         """Answer what was begun, then close the session. Nothing new may be asked of it any more."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._unfinished:
+            await asyncio.wait(self._unfinished)
         await asyncio.to_thread(self.session.close, self._limits.drain_s)
 
     def _run_soon(self) -> None:
@@ -150,10 +155,10 @@ class ModelEndpoint:
 
     def _in_a_task(self, work: Coroutine[None, None, Answer], begun_s: float, respond: Respond) -> Cancel:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
+        self._unfinished.add(task)
 
         def finish(task: asyncio.Task[Answer]) -> None:
-            self._tasks.discard(task)
+            self._unfinished.discard(task)
             if task.cancelled():
                 self.tally.failed(asyncio.CancelledError(), time.monotonic() - begun_s)
             elif error := task.exception():
@@ -165,10 +170,10 @@ class ModelEndpoint:
         task.add_done_callback(finish)
         return task.cancel
 
-    async def _infer_pictures(self, asked: InferRequest, timed: bool) -> Answer:
+    async def _infer_pictures(self, asked: InferRequest, timed: Wanted | None) -> Answer:
         outputs, timing = await self._outputs(asked)
         answer = self._writer.answer(asked, outputs)
-        return with_timing(answer, timing) if timed else answer
+        return answer if timed is None else timed.told(answer, timing)
 
     async def _classify(self, request: Request) -> Answer:
         _refuse_compressed(request.headers)
@@ -181,7 +186,8 @@ class ModelEndpoint:
         best = self.session.predictions(outputs[self.signature.json_outputs[0].name], top)[0].top
         told = {"model_name": self.signature.name, "model_version": self.signature.version, "predictions": best}
         answer = answer_from_json(told)
-        return with_timing(answer, timing) if is_asked_for(request.headers) else answer
+        timed = wanted(request)
+        return answer if timed is None else timed.told(answer, timing)
 
     async def _outputs(self, asked: InferRequest) -> tuple[Outputs, Timed]:
         """Decode where there is something to decode, then wait in the queue."""
@@ -211,7 +217,7 @@ class _Delivery:
     __slots__ = ("_asked", "_begun_s", "_done", "_endpoint", "_loop", "_respond", "_timed", "waiting")
 
     def __init__(
-        self, endpoint: ModelEndpoint, asked: InferRequest, begun_s: float, respond: Respond, timed: bool
+        self, endpoint: ModelEndpoint, asked: InferRequest, begun_s: float, respond: Respond, timed: Wanted | None
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = endpoint
@@ -230,7 +236,9 @@ class _Delivery:
 
     def set_result(self, result: Outputs, /) -> None:
         self._done = True
-        timed = Timed(self.waiting) if self._timed and self.waiting is not None else None
+        timed = None
+        if self._timed is not None and self.waiting is not None:
+            timed = partial(self._timed.told, timed=Timed(self.waiting))
         self._endpoint.succeed(self._asked, result, self._begun_s, self._respond, timed)
 
     def set_exception(self, exception: BaseException, /) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import socket
 from email.utils import formatdate
+from typing import Any
 
 from ..errors import OverloadedError, UsageError
 from .answers import Answer, answer_from_error
@@ -13,6 +14,7 @@ from .connection import RETRY_S, Connection
 from .contract import ServerLimits
 from .http1 import Head, head_from_bytes
 from .routes import Router
+from .watched import Watch, WatchedConnection
 
 BACKLOG = 2048
 HIGHEST_PORT = 65535
@@ -26,10 +28,12 @@ class Connections:
     """Every open connection. Made and used in one event loop.
 
     Clients send the same head again and again: one that was read and found good is not read a second time.
+    watch: is told of every request; None: nobody wants to know.
     """
 
-    def __init__(self, router: Router, limits: ServerLimits) -> None:
+    def __init__(self, router: Router, limits: ServerLimits, watch: Watch | None = None) -> None:
         self.router = router
+        self._watch = watch
         self.limits = limits
         self.stopping = False
         self.now_s = 0.0
@@ -48,7 +52,7 @@ class Connections:
 
     def __call__(self) -> Connection:
         """A new one, as the loop's `create_server` calls it."""
-        return Connection(self)
+        return Connection(self) if self._watch is None else WatchedConnection(self, self._watch)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -106,16 +110,21 @@ class Connections:
         self._ticking = self._loop.call_later(self._tick_s, self._tick)
         for connection in list(self._open):
             connection.check_time(self.now_s)
-        for endpoint in self.router.models:
-            endpoint.look_after()
+        self.router.models.look_after()
 
 
-def bound(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 takes a free one. Raises UsageError where it can't be had."""
+def bound(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A listening socket; port 0 takes a free one. Raises UsageError where it can't be had.
+
+    shared: with other processes of this user that say so too. It does not listen yet: whoever listens gets its share of
+    the connections, whether it is ready to answer them or not.
+    """
     if not 0 <= port <= HIGHEST_PORT:
         raise UsageError(f"port has to be from 0 (any free one) to {HIGHEST_PORT}, found {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        if shared:
+            return _bound_shared(family, address)
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except (OSError, ValueError) as error:  # ValueError: no name at all, as a..b
         raise UsageError(_bind_problem(error, host, port)) from error
@@ -125,6 +134,20 @@ def url(listener: socket.socket) -> str:
     """Where it listens."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if listener.family == socket.AF_INET6 else f"http://{host}:{port}"
+
+
+def _bound_shared(family: int, address: Any) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _bind_problem(error: OSError | ValueError, host: str, port: int) -> str:

@@ -13,6 +13,8 @@ from .endpoint import ModelEndpoint
 
 if TYPE_CHECKING:
     from ..session import Session
+    from .shared_figures import SharedFigures
+    from .statistics import Figures
 
 LONGEST_NAME = 100
 
@@ -28,6 +30,8 @@ class Models:
         self.generation = 0
         """Counts the changes, so that whoever derives something from the models knows when to do so again."""
         self.decoder = Decoder(limits.max_waiting_pictures, decode_threads)
+        self.shared: SharedFigures | None = None
+        """Where several processes serve one port."""
         self._by_name: dict[str, dict[str, ModelEndpoint]] = {}
 
     def __iter__(self) -> Iterator[ModelEndpoint]:
@@ -83,6 +87,21 @@ class Models:
     def versions(self, name: str) -> list[str]:
         """Of one name, in the order in which they were added."""
         return list(self._by_name.get(name, ()))
+
+    def figures(self, endpoints: Iterable[ModelEndpoint] | None = None) -> list[Figures]:
+        """What was asked of these, or of all: in every process, where several serve one port."""
+        asked = list(self if endpoints is None else endpoints)
+        if self.shared is None:
+            return [endpoint.figures() for endpoint in asked]
+        gathered = self.shared.gathered(self)
+        return [gathered[endpoint.signature.name, endpoint.signature.version] for endpoint in asked]
+
+    def look_after(self) -> None:
+        """Called now and then."""
+        for endpoint in self:
+            endpoint.look_after()
+        if self.shared is not None:
+            self.shared.write(self)
 
     def close(self) -> None:
         """Let the threads go."""

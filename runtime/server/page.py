@@ -18,7 +18,7 @@ import msgspec
 
 from ..manifest import Task
 from .answers import Answer, Pair, answer_from_bytes
-from .statistics import BOUNDS_S
+from .statistics import BOUNDS_S, Figures
 
 if TYPE_CHECKING:
     from .endpoint import ModelEndpoint
@@ -97,10 +97,10 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one process of the server, at one moment. Rates are differences of two: viewers don't disturb each other."""
+    """Of the server, at one moment. Rates are differences of two: viewers don't disturb each other."""
 
     instance: str
-    """Another one counts from zero: the server was started again, or another of its processes answers."""
+    """Another one counts from zero: the server was started again, or several stand behind one address."""
     at_s: float
     """On the server's own clock, which only goes on."""
     version: str
@@ -122,19 +122,23 @@ def page_routes() -> Mapping[str, Answer]:
 
 def status(models: Models) -> Status:
     """What `GET /status` answers."""
+    shared = models.shared
     return Status(
-        instance=_instance(os.getpid()),
+        instance=shared.instance if shared else _instance(os.getpid()),
         at_s=time.monotonic(),
         version=_version("trueport"),
         max_body_bytes=models.limits.max_body_bytes,
         bounds_s=BOUNDS_S,
-        models=[_model_status(endpoint) for endpoint in models],
+        models=[
+            _model_status(endpoint, figures, shared.count if shared else 1)
+            for endpoint, figures in zip(models, models.figures(), strict=True)
+        ],
     )
 
 
-def _model_status(endpoint: ModelEndpoint) -> ModelStatus:
+def _model_status(endpoint: ModelEndpoint, figures: Figures, processes: int) -> ModelStatus:
     session, signature = endpoint.session, endpoint.signature
-    tally, batcher = endpoint.tally, endpoint.figures().batcher
+    tally, batcher = figures.tally, figures.batcher
     report, limits = session.report, session.batcher.limits
     height, width, channels = signature.row_shape
     return ModelStatus(
@@ -153,7 +157,7 @@ def _model_status(endpoint: ModelEndpoint) -> ModelStatus:
         row_shape=(height, width, channels),
         labels=len(signature.labels),
         max_batch_rows=limits.max_batch_rows,
-        max_queue_rows=limits.max_queue_rows,
+        max_queue_rows=limits.max_queue_rows * processes,
         success=tally.success,
         success_s=tally.success_s,
         failures=tally.failures,

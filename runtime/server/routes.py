@@ -36,7 +36,7 @@ from .openapi import openapi
 from .page import page_routes, status
 from .repository import Repository
 from .signature import model_config, model_metadata, server_metadata
-from .statistics import model_statistics, prometheus_text
+from .statistics import Figures, model_statistics, prometheus_text
 
 LONGEST_REQUEST_ID = 128
 PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -99,7 +99,7 @@ class Router:
         self._get("/v2", _always(answer_from_json(server_metadata(self.repository.control))))
         self._get("/v2/health/live", _always(empty_answer()))
         self._get("/v2/health/ready", self._server_ready)
-        self._get("/v2/models/stats", lambda: _statistics(self.models))
+        self._get("/v2/models/stats", lambda: _statistics(self.models.figures()))
         self._get("/metrics", self._metrics)
         self._get("/status", lambda: answer_from_json(status(self.models), 200, NO_STORE))
         self._get("/openapi.json", cache(self._description))
@@ -122,14 +122,17 @@ class Router:
                 self._get(f"{path}/ready", lambda model=endpoint: _model_ready(model))  # type: ignore[misc]
                 self._posts[f"{path}/infer"] = endpoint.infer
                 self._posts[f"{path}/classify"] = endpoint.classify
-            self._get(f"{base}/versions/{version}/stats", lambda model=endpoint: _statistics([model]))  # type: ignore[misc]
-        self._get(f"{base}/stats", lambda: _statistics(versions.values()))
+            self._get(f"{base}/versions/{version}/stats", self._statistics_of([endpoint]))
+        self._get(f"{base}/stats", self._statistics_of(versions.values()))
 
     def _get(self, path: str, answer: Callable[[], Answer]) -> None:
         self._gets[path] = lambda _, respond: respond(answer())
 
     def _metrics(self) -> Answer:
-        return answer_from_bytes(prometheus_text(endpoint.figures() for endpoint in self.models), PROMETHEUS)
+        return answer_from_bytes(prometheus_text(self.models.figures()), PROMETHEUS)
+
+    def _statistics_of(self, endpoints: Iterable[ModelEndpoint]) -> Callable[[], Answer]:
+        return lambda: _statistics(self.models.figures(endpoints))
 
     def is_ready(self) -> bool:
         """Whether every model answers, and will go on to."""
@@ -179,8 +182,8 @@ def _always(answer: Answer) -> Callable[[], Answer]:
     return lambda: answer
 
 
-def _statistics(endpoints: Iterable[ModelEndpoint]) -> Answer:
-    return answer_from_json({"model_stats": [model_statistics(endpoint.figures()) for endpoint in endpoints]})
+def _statistics(figures: Iterable[Figures]) -> Answer:
+    return answer_from_json({"model_stats": [model_statistics(each) for each in figures]})
 
 
 def _model_ready(endpoint: ModelEndpoint) -> Answer:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,13 @@ from .models import Models
 from .replay import require_golden
 from .repository import Repository, Source
 from .routes import Router
+from .tracing import tracing
+from .watched import Seen, Watch
 
 if TYPE_CHECKING:
     from ..session import Session
     from .grpc_service import GrpcServer
+    from .member import Member
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """Systems without it have no way to say this."""
@@ -47,6 +50,8 @@ def serve(
     grpc_port: int | None = None,
     source: Source | None = None,
     decode_threads: int | None = None,
+    member: Member | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Replay each golden set, then serve until SIGINT or SIGTERM, answer what was begun, close the sessions, return.
 
@@ -55,22 +60,30 @@ def serve(
     port, grpc_port: 0 takes a free one; grpc_port None: no gRPC. log: called with sentences; the one that holds the URL
     when requests are answered. access: who may ask; None: everybody who reaches the port. gate: what a session has to
     pass, told in a sentence. source: where models come from while it runs; None: they stay as they are.
-    decode_threads: that decode pictures; None: one for each core.
+    decode_threads: that decode pictures; None: one for each core. member: this is one of several processes on the port.
+    watch: is told of each HTTP request that has come to its end, as `Log.request` is; beside it each is a span where
+    OpenTelemetry has a tracer provider by now.
     Raises UsageError where the address can't be had or a model can't be served, GateError where one does not answer its
     golden set as the original did, MissingError where gRPC is not installed; the sessions are closed then too.
     """
-    with _signals() as stopping, _closed_at_the_end(sessions, limits), bound(host, port) as listener:
+    with (
+        _signals() as stopping,
+        _closed_at_the_end(sessions, limits),
+        bound(host, port, shared=member is not None) as listener,
+    ):
         if not sessions and source is None:
             raise UsageError("there is no model to serve: give at least one")
         models = Models(limits, decode_threads)
+        if member is not None:
+            models.shared = member.figures
         try:
             for session in sessions:
                 passed = gate(session)
                 models.add(session, passed)
                 log(passed)
-            log(_shares(models))
+            log(_shares(models, member.place.count if member else 1))
             router = Router(models, access or Access(), Repository(models, source, log))
-            server = _Server(router, limits, listener, host, grpc_port, log)
+            server = _Server(router, limits, listener, host, grpc_port, log, member, _watching(watch))
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(server.run(stopping))
         finally:
@@ -88,6 +101,8 @@ class _Server:
         host: str,
         grpc_port: int | None,
         log: Callable[[str], None],
+        member: Member | None,
+        watch: Watch | None,
     ) -> None:
         self._router = router
         self._limits = limits
@@ -95,25 +110,34 @@ class _Server:
         self._host = host
         self._grpc_port = grpc_port
         self._log = log
+        self._member = member
+        self._watch = watch
 
     async def run(self, stopping: _Signals) -> None:
         """Until the first signal."""
         loop, router = asyncio.get_running_loop(), self._router
-        connections = Connections(router, self._limits)
+        connections = Connections(router, self._limits, self._watch)
         grpc = await self._grpc()
         server = await loop.create_server(connections, sock=self._listener, backlog=BACKLOG)
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the server: the collector need not look at it again
         names = ", ".join(router.models.names) or "no model yet"
-        also = f" and by gRPC on port {grpc.port}" if grpc else ""
-        self._log(f"serving {names} on {url(self._listener)}{also}, Ctrl-C stops it")
-        await stopping.wait(router.repository.reload_changed)
+        stopping.begin()
+        reload = router.repository.reload_changed
+        if self._member is None:
+            also = f" and by gRPC on port {grpc.port}" if grpc else ""
+            self._log(f"serving {names} on {url(self._listener)}{also}, Ctrl-C stops it")
+        else:
+            reload = self._member.joined(names, stopping.stop, stopping.reload, reload)
+        await stopping.wait(reload)
         server.close()
         if grpc:
             await asyncio.gather(connections.drain(self._limits.drain_s), grpc.stop(self._limits.drain_s))
         else:
             await connections.drain(self._limits.drain_s)
         await router.repository.close()
+        if router.models.shared is not None:
+            router.models.shared.write(router.models)
 
     async def _grpc(self) -> GrpcServer | None:
         if self._grpc_port is None:
@@ -121,7 +145,14 @@ class _Server:
         from .grpc_service import GrpcServer
 
         router = self._router
-        grpc = GrpcServer(router.models, router.repository, router.access, self._limits, router.is_ready)
+        grpc = GrpcServer(
+            router.models,
+            router.repository,
+            router.access,
+            self._limits,
+            router.is_ready,
+            shared=self._member is not None,
+        )
         await grpc.start(self._host, self._grpc_port)
         return grpc
 
@@ -143,16 +174,33 @@ class _Signals:
             if self._number:
                 os._exit(128 + number)
             self._number, event = number, self._stop
-        if self._loop is not None and event is not None:
-            self._loop.call_soon_threadsafe(event.set)
+        self._set(event)
+
+    def begin(self) -> None:
+        """Called in the loop that is to be stopped."""
+        self._loop, self._stop, self._reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+
+    def stop(self) -> None:
+        """As the first signal does, however often and in whatever thread it is called."""
+        self._set(self._stop)
+
+    def reload(self) -> None:
+        """As SIGHUP does, in any thread."""
+        self._set(self._reload)
 
     async def wait(self, reload: Callable[[], Coroutine[None, None, None]]) -> None:
-        """Until the first signal that stops; `reload` at each that asks for it."""
-        self._loop, self._stop, self._reload = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        """Until the first signal that stops; `reload` at each that asks for it. Called after `begin`."""
+        if self._loop is None or self._stop is None or self._reload is None:
+            raise RuntimeError("wait is called after begin")
         reloading = self._loop.create_task(self._reloading(self._reload, reload))
         if not self._number:
             await self._stop.wait()
         reloading.cancel()
+
+    def _set(self, event: asyncio.Event | None) -> None:
+        if self._loop is not None and event is not None:
+            with suppress(RuntimeError):  # the loop has come to its end
+                self._loop.call_soon_threadsafe(event.set)
 
     async def _reloading(self, asked: asyncio.Event, reload: Callable[[], Coroutine[None, None, None]]) -> None:
         while True:
@@ -196,11 +244,25 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-def _shares(models: Models) -> str:
+def _watching(watch: Watch | None) -> Watch | None:
+    """Whoever wants to know of requests; None: nobody."""
+    spans = tracing()
+    if watch is None or spans is None:
+        return watch or spans
+
+    def both(seen: Seen) -> None:
+        watch(seen)
+        spans(seen)
+
+    return both
+
+
+def _shares(models: Models, processes: int) -> str:
     """How the cores are shared."""
     cores = available_cores()
     threads = ", ".join(f"{each.session.report.threads} for {each.session.manifest.name}" for each in models)
+    each_of = f", and in each of {processes} processes" if processes > 1 else ""
     return (
-        f"{cores} core{'s' if cores > 1 else ''}: inference takes {threads or 'none yet'}, pictures are decoded on "
-        f"{models.decoder.threads}, HTTP takes one thread; they share the cores as the system schedules them"
+        f"{cores} core{'s' if cores > 1 else ''}{each_of}: inference takes {threads or 'none yet'}, pictures are "
+        f"decoded on {models.decoder.threads}, HTTP takes one thread; they share the cores as the system schedules them"
     )

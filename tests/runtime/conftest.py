@@ -25,6 +25,7 @@ from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.listening import Connections
 from trueport.runtime.server.models import Models
 from trueport.runtime.server.routes import Router
+from trueport.runtime.server.watched import Watch
 
 Graphs = Callable[[Precision], bytes]
 SHAPE = (8, 8, 1)
@@ -108,6 +109,7 @@ def _running(
     passed: str = "",
     port: int = 0,
     seen: Callable[[Router], object] = lambda _: None,
+    watch: Watch | None = None,
 ) -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", port))
     router, stop, begun = routed(sessions, limits, access, passed), asyncio.Event(), threading.Event()
@@ -116,7 +118,7 @@ def _running(
 
     async def serve() -> None:
         loops.append(asyncio.get_running_loop())
-        connections = Connections(router, limits)
+        connections = Connections(router, limits, watch)
         server = await loops[0].create_server(connections, sock=listener)
         begun.set()
         await stop.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -290,3 +292,13 @@ def test_a_batch_beyond_the_profile_names_the_range(graphs: Graphs) -> None:
 def test_threads_spin_where_they_are_told_to(spinning: bool) -> None:
     settings = session_options(RunnerOptions(threads=2, spinning=spinning))
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
+
+
+@pytest.mark.parametrize(
+    "module", ["trueport.runtime.runners.ort", "trueport.export.written", "trueport.pipeline.doctor"]
+)
+def test_onnxruntime_is_kept_from_telling_others_of_its_use(module: str, tmp_path: Path) -> None:
+    """In a fresh process, since it is loaded here: by itself it leaves an id and events in the home folder."""
+    code = f"import trueport.{module}, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], env={"HOME": str(tmp_path), "PATH": ""}, check=True, timeout=60)
+    assert not list(tmp_path.iterdir())

@@ -132,7 +132,7 @@ def under_uvicorn(loop: str) -> Iterator[str]:
 
     listener = socket.create_server(("127.0.0.1", 0))
     http = "httptools" if loop == "uvloop" else "h11"
-    config = uvicorn.Config(App(fakes()), http=http, loop=loop, ws="none", log_config=None, access_log=False)
+    config = uvicorn.Config(App(fakes(), gate=None), http=http, loop=loop, ws="none", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

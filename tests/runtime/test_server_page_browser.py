@@ -406,7 +406,7 @@ def test_the_docs_tell_every_route(page: Page, address: str) -> None:
 
 def test_it_works_below_a_prefix(page: Page, session: Session) -> None:
     data = picture([2, 20, 200])
-    with mounted(App([session])) as address:
+    with mounted(App([session], gate=None)) as address:
         page.open(address, "/models/")
         page.wait_for("#state", "1 model ready")
         page.drop("x.png", data, "image/png")
