@@ -294,9 +294,7 @@ def test_threads_spin_where_they_are_told_to(spinning: bool) -> None:
     assert settings.get_session_config_entry("session.intra_op.allow_spinning") == str(int(spinning))
 
 
-@pytest.mark.parametrize(
-    "module", ["trueport.runtime.runners.ort", "trueport.export.written", "trueport.pipeline.doctor"]
-)
+@pytest.mark.parametrize("module", ["runtime.runners.ort", "export.written", "pipeline.doctor"])
 def test_onnxruntime_is_kept_from_telling_others_of_its_use(module: str, tmp_path: Path) -> None:
     """In a fresh process, since it is loaded here: by itself it leaves an id and events in the home folder."""
     code = f"import trueport.{module}, onnxruntime"
