@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve bench-endurance requirements clean
+.PHONY: demo test lint types tests tests-pipeline tests-runtime tests-export fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve bench-endurance requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -18,10 +18,12 @@ lint: .venv/installed
 types: .venv/installed
 	$(BIN)/mypy pipeline models export runtime tests
 
-tests: .venv/installed           ## in three processes: exports leave gigabytes in the one that made them
-	$(BIN)/python -m pytest tests/export tests/models
-	$(BIN)/python -m pytest tests/pipeline
-	$(BIN)/python -m pytest tests/runtime tests/test_*.py
+tests: .venv/installed           ## two at a time, each in a process of its own: exports leave gigabytes in theirs
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests-pipeline tests-runtime tests-export
+
+tests-pipeline: ; $(BIN)/python -m pytest tests/pipeline
+tests-runtime: ; $(BIN)/python -m pytest tests/runtime tests/test_*.py
+tests-export: ; $(BIN)/python -m pytest tests/export tests/models
 
 fast: .venv/installed            ## without the tests that take longer than a few seconds
 	$(BIN)/python -m pytest -m "not slow"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BatchLimits", "Bundle", "Prediction", "Score", "Session", "load"]
 
-# onnxruntime looks for this when it is imported: without it, it writes into the home folder and sends events. 0 lets it.
+# onnxruntime looks for this at its import: without it, it writes into the home folder and sends events. 0 lets it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
