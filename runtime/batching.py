@@ -19,6 +19,9 @@ from .errors import UsageError
 # Disturbances only ever make a run slower, so a faster measurement is believed sooner.
 FASTER_WEIGHT = 0.5
 SLOWER_WEIGHT = 0.2
+CAUTION = 1.15
+"""What is expected until an answer counts so many times at admission: the curve leans to the fast side, batches are not
+always full, and whoever is admitted should be answered in time."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +199,7 @@ def admit(
     """Whether a request may join the queue: None where it may.
 
     running: when each run in progress began, and its rows; a runner without one is free.
-    The expected completion assumes that batches fill up; runs that leave rows empty make it optimistic.
+    The expected completion assumes that batches fill up; runs that leave rows empty make it optimistic, see CAUTION.
     """
     largest = limits.max_batch_rows
     if request.rows > largest:
@@ -210,7 +213,8 @@ def admit(
     rows = queue.rows_ahead(request.priority) + request.rows
     batches_ahead = (rows - 1) // largest
     start_s = _start_s(batches_ahead, running, now_s, limits, curve, runners)
-    late_s = start_s + curve.seconds(rows - batches_ahead * largest) - request.deadline_s
+    end_s = start_s + curve.seconds(rows - batches_ahead * largest)
+    late_s = now_s + CAUTION * (end_s - now_s) - request.deadline_s
     return None if late_s <= 0 else Refused("deadline", late_s)
 
 

@@ -266,9 +266,9 @@ class TestRefusal:
     ) -> None:
         monkeypatch.setattr(batcher_module, "STALE_S", math.inf)
         batcher = make(curve=LatencyCurve(((1, 5.0),)))
-        with pytest.raises(OverloadedError, match="1000 ms away and the answer is expected in 5000 ms") as refused:
+        with pytest.raises(OverloadedError, match="1000 ms away and the answer is expected in 5750 ms") as refused:
             batcher.submit(rows(1), deadline_s=1.0)
-        assert refused.value.expected_wait_s == pytest.approx(4.0)
+        assert refused.value.expected_wait_s == pytest.approx(4.75)
 
     def test_an_old_estimate_does_not_refuse_for_ever(
         self, make: Callable[..., Batcher], run: Gated, monkeypatch: pytest.MonkeyPatch

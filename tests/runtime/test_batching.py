@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import pytest
 
 from trueport.runtime.batching import (
+    CAUTION,
     Batch,
     BatchLimits,
     LatencyCurve,
@@ -204,8 +205,8 @@ class TestAdmission:
     def test_a_deadline_is_held_against_the_expected_completion(
         self, queued: list[Waiting], running: tuple[tuple[float, int], ...], runners: int, completion_s: float
     ) -> None:
-        met = waiting(deadline_s=completion_s + 1e-9)
-        missed = waiting(deadline_s=completion_s - 0.004)
+        met = waiting(deadline_s=CAUTION * completion_s + 1e-9)
+        missed = waiting(deadline_s=CAUTION * completion_s - 0.004)
         assert self.decide(met, queued, running, runners=runners) is None
         refused = self.decide(missed, queued, running, runners=runners)
         assert refused is not None
@@ -214,8 +215,8 @@ class TestAdmission:
 
     def test_only_rows_that_run_before_it_delay_a_request(self) -> None:
         queued = [waiting(4), waiting(4)]
-        assert self.decide(waiting(deadline_s=0.011, priority=1), queued) is None
-        assert self.decide(waiting(deadline_s=0.011, priority=0), queued) is not None
+        assert self.decide(waiting(deadline_s=0.012, priority=1), queued) is None
+        assert self.decide(waiting(deadline_s=0.012, priority=0), queued) is not None
 
     def test_nothing_measured_refuses_no_deadline(self) -> None:
         assert self.decide(waiting(deadline_s=1e-9), [waiting(4)], ((0.0, 4),), curve=UNKNOWN) is None
