@@ -145,9 +145,11 @@ def stuck_for(seconds: float) -> StuckError:
 
 
 def late(request: Request) -> DeadlineError:
-    """Of a request whose deadline passed while it was waiting."""
+    """Of a request that waited for so long that its deadline has passed, or would before it is answered."""
     waited_ms = (time.monotonic() - request.arrived_s) * 1e3
-    return DeadlineError(f"the deadline passed after {waited_ms:.4g} ms in the queue: send less, or allow more time")
+    return DeadlineError(
+        f"the deadline can't be met after {waited_ms:.4g} ms in the queue: send less, or allow more time"
+    )
 
 
 def refusal(refused: Refused, request: Request, queued_rows: int, limits: BatchLimits) -> RequestError:

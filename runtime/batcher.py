@@ -129,8 +129,8 @@ class Batcher:
     def submit(self, rows: Array, *, deadline_s: float | None = None, priority: int = 0) -> Future[Outputs]:
         """Queue rows (N, ...); the future holds this request's N rows of every output, views of the batch's.
 
-        deadline_s: seconds from now after which it must not start; higher `priority` runs first. Cancelling the future
-        before it starts takes it out of the queue.
+        deadline_s: seconds from now; a request that is not expected to be answered by then is refused, or later not
+        run. Higher `priority` runs first. Cancelling the future before it starts takes it out of the queue.
         Raises at once OverloadedError, InvalidRequestError, ClosedError; the future may hold DeadlineError,
         ClosedError and what `run` raised for this request.
         """
@@ -178,7 +178,7 @@ class Batcher:
             if len(self._running) >= self._workers:
                 return False  # whoever runs takes what waits when it has done
             now_s = time.monotonic()
-            batch = next_batch(self._queue, now_s, self._limits, self._curve)
+            batch = next_batch(self._queue, now_s, self._limits, self._trusted(now_s))
             rows = sum(request.rows for request in batch.take)
             short = self._curve.points and self._curve.seconds(rows) <= self._short_s
             if self._closed or not rows or not short:
@@ -272,8 +272,7 @@ class Batcher:
         with self._lock:
             if self._closed:
                 raise closed()
-            trusted = self._running or self._queue or now_s - self._measured_s < STALE_S
-            curve = self._curve if trusted else UNKNOWN
+            curve = self._curve if self._running or self._queue else self._trusted(now_s)
             refused = admit(request, self._queue, self._running.values(), now_s, self._limits, curve, self._workers)
             if refused is None:
                 if len(self._threads) < self._workers:
@@ -288,6 +287,10 @@ class Batcher:
             self._totals.refused += refused.reason != "too many rows"
             queued_rows = self._queue.rows
         raise refusal(refused, request, queued_rows, self._limits)
+
+    def _trusted(self, now_s: float) -> LatencyCurve:
+        """The curve; where its last measurement is old, one that keeps nobody from being measured."""
+        return self._curve if now_s - self._measured_s < STALE_S else UNKNOWN
 
     def _changes_wait(self, request: Request) -> bool:
         """Whether a worker that waits for company has to look again."""
@@ -331,7 +334,7 @@ class Batcher:
             while True:
                 now_s = time.monotonic()
                 limits = replace(self._limits, max_wait_s=0.0) if self._closed else self._limits
-                batch = next_batch(self._queue, now_s, limits, self._curve)
+                batch = next_batch(self._queue, now_s, limits, self._trusted(now_s))
                 if batch.take or batch.expired:
                     self._remove(batch, bell, now_s)
                     if self._queue and self._idle:

@@ -111,7 +111,7 @@ class Waiting(msgspec.Struct, eq=False):
     rows: int
     arrived_s: float
     deadline_s: float
-    """It must not start after this; inf: no deadline."""
+    """It is not run where it is not expected to be answered by then; inf: no deadline."""
     priority: int
     """Higher runs first."""
 
@@ -239,7 +239,7 @@ class Batch(Generic[W]):
 
     take: list[W]
     expired: list[W]
-    """Their deadline has passed; they are not run."""
+    """Their deadline has passed, or would before they are answered; they are not run."""
     wait_until_s: float
     """inf: nothing is waiting. Otherwise only later than now where company is waited for."""
 
@@ -253,9 +253,10 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     take: list[W] = []
     expired: list[W] = []
     rows, full = 0, False
+    end_s = now_s + curve.seconds(min(queue.rows, limits.max_batch_rows))
     for level in queue.levels():
         for request in level:
-            if request.deadline_s <= now_s:
+            if request.deadline_s <= end_s:
                 expired.append(request)
             elif full or rows + request.rows > limits.max_batch_rows:
                 full = True

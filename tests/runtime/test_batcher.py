@@ -270,6 +270,14 @@ class TestRefusal:
             batcher.submit(rows(1), deadline_s=1.0)
         assert refused.value.expected_wait_s == pytest.approx(4.75)
 
+    def test_an_old_estimate_keeps_nobody_from_being_run(
+        self, make: Callable[..., Batcher], run: Gated, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(batcher_module, "STALE_S", -1.0)
+        run.gate.set()
+        batcher = make(curve=LatencyCurve(((1, 3600.0),)))
+        assert doubled(batcher.submit(rows(1), deadline_s=1800.0)) == [2]
+
     def test_an_old_estimate_does_not_refuse_for_ever(
         self, make: Callable[..., Batcher], run: Gated, monkeypatch: pytest.MonkeyPatch
     ) -> None:
