@@ -175,7 +175,7 @@ def threaded(*sessions: FakeSession, **options: Any) -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Any]:
     """One server for what leaves nothing behind."""
-    with threaded(FakeSession(), FakeSession("2")) as running:
+    with threaded(FakeSession(max_queue_rows=256), FakeSession("2", 256)) as running:  # a stream reads 32 ahead
         yield running
 
 
@@ -698,7 +698,7 @@ def test_a_stream_answers_each_request_in_order(shared: Any) -> None:
             if number % 10 == 3:
                 assert "takes one input, 'image'" in str(error)
                 continue
-            assert error is None
+            assert error is None, error.message()
             assert result.get_response().id == str(number)
             assert result.as_numpy("logits")[0, 0] == number
             assert result.get_response().parameters["triton_final_response"].bool_param
@@ -716,7 +716,9 @@ def test_requests_of_a_stream_run_together() -> None:
             client.async_stream_infer("digits", [tensor(pixels(first))])
         assert eventually(lambda: session.batcher.stats().queued_requests == 3)
         session.go.set()
-        assert [answers.get(timeout=20)[0].as_numpy("logits")[0, 0] for _ in range(4)] == [254, 1, 2, 3]
+        answered = [answers.get(timeout=20) for _ in range(4)]
+        assert [error for _, error in answered] == [None] * 4
+        assert [result.as_numpy("logits")[0, 0] for result, _ in answered] == [254, 1, 2, 3]
         client.stop_stream()
         assert session.runs == [1, 3]
 
