@@ -20,8 +20,8 @@ from .errors import UsageError
 FASTER_WEIGHT = 0.5
 SLOWER_WEIGHT = 0.2
 CAUTION = 1.15
-"""What is expected until an answer counts so many times at admission: the curve leans to the fast side, batches are not
-always full, and whoever is admitted should be answered in time."""
+"""What is expected until an answer counts so many times where it is held against a deadline: the curve leans to the fast
+side, batches are not always full, and whoever is admitted should be answered in time."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     take: list[W] = []
     expired: list[W] = []
     rows, full = 0, False
-    end_s = now_s + curve.seconds(min(queue.rows, limits.max_batch_rows))
+    end_s = now_s + CAUTION * curve.seconds(min(queue.rows, limits.max_batch_rows))
     for level in queue.levels():
         for request in level:
             if request.deadline_s <= end_s:

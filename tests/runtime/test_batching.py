@@ -231,7 +231,7 @@ class TestNextBatch:
         assert batch_of(WaitingQueue()) == Batch([], [], math.inf)
 
     def test_what_would_be_answered_too_late_is_not_run(self) -> None:
-        late, in_time = waiting(deadline_s=0.016), waiting(3, deadline_s=0.0161)
+        late, in_time = waiting(deadline_s=CAUTION * 0.016), waiting(3, deadline_s=CAUTION * 0.0161)
         assert CURVE.seconds(4) == 0.016
         assert batch_of(WaitingQueue([late, in_time]), curve=CURVE) == Batch([in_time], [late], 0.0)
 
