@@ -20,8 +20,8 @@ from .errors import UsageError
 FASTER_WEIGHT = 0.5
 SLOWER_WEIGHT = 0.2
 CAUTION = 1.15
-"""What is expected until an answer counts so many times where it is held against a deadline: the curve leans to the fast
-side, batches are not always full, and whoever is admitted should be answered in time."""
+"""What is expected until an answer counts so many times where it is held against a deadline: the curve leans to the
+fast side, batches are not always full, and whoever is admitted should be answered in time."""
 
 
 @dataclass(frozen=True)
