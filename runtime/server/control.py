@@ -11,9 +11,9 @@ import msgspec
 from ..errors import InvalidRequestError
 from .answers import Answer, answer_from_error, answer_from_json, empty_answer
 from .contract import Handler, Request, Respond
+from .protocol import shown
 from .repository import Repository
 
-LONGEST_SHOWN = 80
 R = TypeVar("R")
 
 
@@ -44,7 +44,7 @@ class Control:
 
     async def _load(self, name: str, request: Request) -> Answer:
         if parameters := _read(request, _ControlRequest).parameters:
-            found = ", ".join(sorted(parameters))[:LONGEST_SHOWN]
+            found = shown(", ".join(sorted(parameters)))
             raise InvalidRequestError(f"a model is loaded as its bundle has it: expected no parameters, found {found}")
         await self._repository.load(name)
         return empty_answer()

@@ -168,7 +168,7 @@ def test_one_that_fails_its_golden_set_is_not_served(server: Server) -> None:
         (LOAD.format("third"), {}, 404, "unknown model 'third'"),
         (UNLOAD.format("third"), {}, 404, "unknown model 'third'"),
         (LOAD.format("../second"), {}, 404, "nothing at"),
-        (LOAD.format("first"), {"parameters": {"config": "{}"}}, 400, "expected no parameters, found config"),
+        (LOAD.format("first"), {"parameters": {"config": "{}"}}, 400, "expected no parameters, found 'config'"),
         (LOAD.format("first"), [], 400, "no request to the repository"),
         (INDEX, {"ready": "yes"}, 400, "no request to the repository"),
     ],
