@@ -7,6 +7,9 @@ from typing import Literal
 
 import msgspec
 
+Status = Literal["passed", "failed", "undecided", "not run"]
+"""undecided: it was measured, and the samples are too few or too much alike to tell. Never counted as passed."""
+
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """One gate on one variant and runner.
@@ -15,8 +18,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     gate: str
-    """`parity`, `batch invariance`, `preprocessing`, `accuracy`, `recording`."""
-    status: Literal["passed", "failed", "not run"]
+    """`evidence`, `labels`, `preprocessing`, `recording`, `contract`, `parity`, `batch invariance`, `accuracy`."""
+    status: Status
     variant: str
     runner: str
     measured: dict[str, float | None] = {}
@@ -24,8 +27,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     allowed: dict[str, float] = {}
     would_pass: dict[str, float | None] = {}
     """For each limit that was crossed, the bound that would have passed; None where no bound would."""
+    needed: int | None = None
+    """Samples that would decide it, where it is undecided for their number and more of the same would."""
     detail: str
-    """One sentence for people: what was compared with what, or why it was not run."""
+    """One sentence for people: what was compared with what, or why it was not run or can't be told."""
 
     def __bool__(self) -> bool:
         """True only where the gate was evaluated and passed."""
@@ -52,6 +57,20 @@ def judged(
         would_pass=crossed,
         detail=detail,
     )
+
+
+def undecided(
+    gate: str,
+    variant: str,
+    runner: str,
+    measured: dict[str, float],
+    allowed: dict[str, float],
+    detail: str,
+    needed: int | None = None,
+) -> Verdict:
+    """The verdict of a gate whose samples don't tell; never counted as passed. needed: samples that would."""
+    verdict = judged(gate, variant, runner, measured, allowed, detail)
+    return msgspec.structs.replace(verdict, status="undecided", needed=needed)
 
 
 def not_run(gate: str, variant: str, runner: str, why: str) -> Verdict:
