@@ -96,7 +96,7 @@ def observed(
     """
     stops = stops or (len(images),)
     names = _float_tensors(model)
-    session = open_written(_with_outputs(model, names))
+    session = open_written(with_outputs(model, names, element_types(model)))
     activations = {name: Histogram() for name in names}
     seen: list[Activations] = []
     told = 0
@@ -127,14 +127,15 @@ def _float_tensors(model: onnx.ModelProto) -> list[str]:
     return [name for name in producers(model) if types.get(name) == onnx.TensorProto.FLOAT]
 
 
-def _with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
+def with_outputs(model: onnx.ModelProto, names: list[str], types: dict[str, int]) -> onnx.ModelProto:
+    """The graph with more of its tensors among the outputs. types: as `element_types` has them."""
     import onnx
 
     told = onnx.ModelProto()
     told.CopyFrom(model)
     there = {value.name for value in told.graph.output}
     told.graph.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names if name not in there
+        onnx.helper.make_tensor_value_info(name, types[name], None) for name in names if name not in there
     )
     return told
 

@@ -52,7 +52,7 @@ def write_bundle(
     precisions: tuple[Precision, ...] = ("fp32",),
     material: Material | None = None,
     opset: int = 20,
-    max_drop: float = 0.5,
+    max_drop: float = 1.0,
     int8: Int8Options | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Manifest:

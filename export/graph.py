@@ -64,7 +64,7 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
     model: onnx.ModelProto = program.model_proto
     read_shapes_behind_the_cast(model)
     give_weights_their_type(model)
-    _describe(model, original)
+    _describe(model, original, opset)
     check_contract(model, original, opset)
     return model
 
@@ -141,7 +141,7 @@ def _check_value(values: list[onnx.ValueInfoProto], name: str, dtype: str, shape
         raise ExportError(f"expected {name!r} as {dtype} {shape[1:]} per row, the graph has {found} {sizes}")
 
 
-def _describe(model: onnx.ModelProto, original: Original) -> None:
+def _describe(model: onnx.ModelProto, original: Original, opset: int) -> None:
     """Put what a reader of the bare graph needs into it; onnxruntime shows it as custom metadata."""
     import onnx
 
@@ -150,6 +150,7 @@ def _describe(model: onnx.ModelProto, original: Original) -> None:
         model,
         {
             "trueport.arch": original.arch,
+            "trueport.opset": str(opset),
             "trueport.labels": msgspec.json.encode(original.labels).decode(),
             "trueport.preprocessing": msgspec.json.encode(original.preprocessing).decode(),
             "trueport.normalisation": msgspec.json.encode(original.normalisation).decode(),

@@ -127,6 +127,9 @@ def _restore_metadata(result: onnx.ModelProto, model: onnx.ModelProto) -> None:
     """What the float graph tells of itself, without the quantizer's own marks."""
     del result.metadata_props[:]
     result.metadata_props.extend(prop for prop in model.metadata_props if prop.key.startswith("trueport."))
+    for prop in result.metadata_props:
+        if prop.key == "trueport.opset":  # the quantizer may have raised it
+            prop.value = next(str(entry.version) for entry in result.opset_import if not entry.domain)
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
 
 

@@ -66,15 +66,19 @@ def _whole_columns(table: Table, width: int) -> set[int]:
 
 
 def emit_json(result: object, target: str | None) -> None:
-    """Write a result as JSON into a file, or to standard output where the target is `-`.
+    """Write a result as JSON, as `emit` does; None: nowhere."""
+    if target is not None:
+        emit(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n", target)
+
+
+def emit(data: bytes, target: str) -> None:
+    """Write into a file, or to standard output where the target is `-`.
 
     A regular file is replaced in one step; a link stays, and a device or pipe is written to.
     """
-    if target is None:
-        return
-    data = msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
     path = Path(target).resolve()
     if target == "-":
+        sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     elif path.exists() and not path.is_file():

@@ -33,3 +33,5 @@ class Deployment:
     open: Open = field(default=open_runner)
     labels: tuple[str, ...] | None = None
     """The application's names of the classes, in its order; None: the manifest's."""
+    runners: tuple[str, ...] = ()
+    """Runners' names that `open` takes beside those of RUNNERS."""

@@ -69,6 +69,25 @@ def evaluate(
         return _report(subject, sample, answers, seconds)
 
 
+def labelled_pictures(bundle: Bundle, data: str) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
+    """Prepared pictures (N, H, W, C) of the part of `data` that the model was not trained on, and their true labels.
+
+    Raises UsageError where labels don't fit, ImageError for a picture that can't be decoded.
+    """
+    subject = _subject(bundle.path, None, None, None)
+    with closing(subject.runner):
+        sample = subject.sample(data, None, Lines(io.StringIO()))
+    pictures = []
+    for start, batch in _batches(sample):
+        for row, pixels in enumerate(batch):
+            if isinstance(pixels, ImageError):
+                raise ImageError(f"{sample.names(start + row)}: {pixels}")
+            pictures.append(pixels)
+    if not pictures:
+        raise UsageError(f"there is no picture in {sample.data} ({sample.part})")
+    return np.stack(pictures), sample.truth
+
+
 @dataclass(frozen=True, eq=False)
 class _Sample:
     """Pictures to be asked about."""

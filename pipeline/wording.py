@@ -12,6 +12,9 @@ from trueport.runtime.verdict import Verdict
 from .check import CheckReport
 
 MEANINGS = {
+    "evidence": "The pictures are different ones, and enough of them, to show what a port that is not faithful changes.",
+    "labels": "Every class stands where it stood in training: in the manifest, in the graphs, in what embeds them.",
+    "contract": "The runner runs what was asked for: the same tensors, the provider and the precision, no fallback.",
     "parity": "The port computes the original's numbers, up to the rounding that the original itself shows.",
     "batch invariance": "The answer for a picture does not depend on which others share its batch, or on its place.",
     "preprocessing": "The same file becomes the same pixels here as it did at export.",
@@ -21,6 +24,17 @@ MEANINGS = {
 MEASURES = {
     "max_abs": ("largest difference of a logit", ""),
     "rms": ("root mean square difference", ""),
+    "noise_max_abs": ("largest difference of the original from itself, at export", ""),
+    "noise_rms": ("root mean square of that noise", ""),
+    "pictures": ("different pictures in the evaluation slice", ""),
+    "golden_pictures": ("different golden inputs", ""),
+    "classes": ("classes among the pictures", ""),
+    "contradictions": ("contradictions between manifest, graphs and application", ""),
+    "moved_classes": ("classes that stand in another place", ""),
+    "order_gain": ("answers that fit better in that order, in points", ""),
+    "broken": ("what is not as it was asked for", ""),
+    "errors": ("batches that are not answered", ""),
+    "other_shape": ("pictures of another shape or type", ""),
     "max_rel": ("largest difference as a share of the largest logit", ""),
     "snr_db": ("signal-to-noise ratio", "dB"),
     "top1_agreement": ("same best class", "%"),

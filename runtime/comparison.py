@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .manifest import Bounds, Task
-from .verdict import Verdict, judged
+from .paired import mcnemar_p, paired_interval, samples_to_tell
+from .verdict import Verdict, judged, undecided
 
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -42,6 +43,8 @@ def parity(
     measured = {
         "max_abs": largest,
         "rms": math.sqrt(error),
+        "noise_max_abs": bounds.noise_max_abs,
+        "noise_rms": bounds.noise_rms,
         "max_rel": largest / scale if scale else largest,
         "snr_db": 10 * math.log10(signal / error) if signal > 0 and 0 < error < math.inf else math.inf,
     }
@@ -104,7 +107,8 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
 
     Allowed are no changed predictions but those that ties explain: samples whose two best logits in the original are
     closer than twice the bound of parity, where a faithful port may answer either way. A precision whose bounds state
-    `max_drop` may lose that many points in place of it, whichever predictions change. A row with a NaN is no answer.
+    `max_drop` may lose that many points in place of it, whichever predictions change; where the interval reaches across
+    that, the verdict is undecided. A row with a NaN is no answer.
     """
     finite = np.isfinite(port).all(axis=1)
     ours, theirs = finite & (port.argmax(1) == labels), original.argmax(1) == labels
@@ -130,7 +134,7 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
         f"top-1 {ours.mean():.2%}, the original {theirs.mean():.2%}, on {count} held-out samples; "
         f"{int(changed.sum())} predictions changed, {int(tied.sum())} ties may go either way"
     )
-    return judged("accuracy", variant, runner, measured, _losses(bounds), detail)
+    return _told(measured, (lost, won, count), bounds, detail, variant, runner)
 
 
 def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str) -> Verdict:
@@ -166,31 +170,41 @@ def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *,
         f"samples with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so "
         "close that they may"
     )
-    return judged("accuracy", variant, runner, measured, _losses(bounds), detail)
+    return _told(measured, (lost, won, count), bounds, detail, variant, runner)
 
 
-def _losses(bounds: Bounds) -> dict[str, float]:
-    """What accuracy may lose: nothing that ties don't explain, or so many points."""
-    loss = {"unexplained": 0.0} if bounds.max_drop is None else {"drop_points": bounds.max_drop}
-    return loss | {"non_finite": 0.0}
+def _told(
+    measured: dict[str, float], flips: tuple[int, int, int], bounds: Bounds, detail: str, variant: str, runner: str
+) -> Verdict:
+    """The verdict of accuracy: nothing may be lost that ties don't explain, or so many points.
+
+    flips: lost, won, of how many. Points are an estimate from samples: the verdict is in favour where the whole
+    interval is within what may be lost, against where none of it is, and else that the samples are too few to tell.
+    """
+    none_broken = {"non_finite": 0.0}
+    if bounds.max_drop is None:
+        return judged("accuracy", variant, runner, measured, {"unexplained": 0.0} | none_broken, detail)
+    # The interval decides: its upper end to pass, its lower end to fail.
+    allowed = {"drop_high": bounds.max_drop} | none_broken
+    if measured["non_finite"] or measured["drop_high"] <= bounds.max_drop:
+        return judged("accuracy", variant, runner, measured, allowed, detail)
+    interval = f"between {measured['drop_low']:.2f} and {measured['drop_high']:.2f} points lost"
+    if measured["drop_low"] > bounds.max_drop:
+        return judged("accuracy", variant, runner, measured, allowed, f"{detail}; {interval}")
+    lost, won, count = flips
+    needed = samples_to_tell(lost, won, count, bounds.max_drop / 100)
+    remedy = f"about {needed:,} samples would tell" if needed else "no number of samples would tell at that margin"
+    return undecided(
+        "accuracy",
+        variant,
+        runner,
+        measured,
+        allowed,
+        f"{detail}; {interval}, {bounds.max_drop:g} may be: {remedy}",
+        needed,
+    )
 
 
 def _answered(logits: Logits) -> NDArray[np.bool_]:
     """(N, 1): a row with a NaN or an infinity is no answer."""
     return np.asarray(np.isfinite(logits).all(axis=1, keepdims=True))
-
-
-def mcnemar_p(lost: int, won: int) -> float:
-    """Two-sided exact probability of so uneven flips if both were equally likely (McNemar 1947, binomial form)."""
-    flips = lost + won
-    if flips == 0:
-        return 1.0
-    tail = sum(math.comb(flips, i) for i in range(min(lost, won) + 1))
-    return float(min(1.0, 2 * tail / 2**flips))
-
-
-def paired_interval(lost: int, won: int, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of the drop (lost - won) / count: Bonett and Price's adjusted Wald (2012), sound near zero."""
-    a, b = (lost + 1) / (count + 2), (won + 1) / (count + 2)
-    half = z * math.sqrt((a + b - (a - b) ** 2) / (count + 2))
-    return max(-1.0, a - b - half), min(1.0, a - b + half)

@@ -94,7 +94,7 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     noise_rms: float
     noise_from: tuple[str, ...]
     max_drop: float | None = None
-    """Points of accuracy (0.5: half a per cent) that may be lost; None: no prediction may change but by a tie."""
+    """Points of accuracy (1.0: one per cent) that may be lost; None: no prediction may change but by a tie."""
 
 
 Method = Literal["minmax", "entropy", "percentile"]

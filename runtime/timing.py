@@ -278,9 +278,14 @@ def no_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _check(seconds: float, rows: int) -> None:
+def check_seconds(seconds: float) -> None:
+    """Raise UsageError for a time that nothing can be measured in."""
     if not (0 < seconds < math.inf):
         raise UsageError(f"the time to measure must be a positive number of seconds, found {seconds}")
+
+
+def _check(seconds: float, rows: int) -> None:
+    check_seconds(seconds)
     if rows < 1:
         raise UsageError(f"a call must have at least one row, found {rows}")
 

@@ -259,7 +259,7 @@ def test_bundle_is_used_without_the_train_extra(bundle_path: Path, tmp_path: Pat
     statuses = {verdict["gate"]: verdict["status"] for verdict in check["verdicts"]}
     assert statuses.pop("recording") == "not run"
     assert set(statuses.values()) == {"passed"}
-    assert len(statuses) == 4
+    assert len(statuses) == 7
     judged, of_data = (
         json.loads(Path(tmp_path, f"{name}.json").read_bytes()) for name in ("evaluate", "evaluate-data")
     )

@@ -20,15 +20,17 @@ class RunnerKind(NamedTuple):
     module: str
     target: Literal["cpu", "gpu"]
     """The kind of device that it runs on, as variants have it."""
+    provider: str
+    """What its report must name: anything else has fallen back."""
 
 
 RUNNERS: dict[str, RunnerKind] = {
-    "onnxruntime:cpu": RunnerKind("ort", "cpu"),
-    "openvino:cpu": RunnerKind("openvino_cpu", "cpu"),
-    "onnxruntime:cuda": RunnerKind("ort_cuda", "gpu"),
-    "onnxruntime:tensorrt": RunnerKind("ort_tensorrt", "gpu"),
-    "tensorrt": RunnerKind("tensorrt", "gpu"),
-    "rtx": RunnerKind("tensorrt", "gpu"),
+    "onnxruntime:cpu": RunnerKind("ort", "cpu", "CPUExecutionProvider"),
+    "openvino:cpu": RunnerKind("openvino_cpu", "cpu", "OpenVINO"),
+    "onnxruntime:cuda": RunnerKind("ort_cuda", "gpu", "CUDAExecutionProvider"),
+    "onnxruntime:tensorrt": RunnerKind("ort_tensorrt", "gpu", "TensorrtExecutionProvider"),
+    "tensorrt": RunnerKind("tensorrt", "gpu", "TensorRT"),
+    "rtx": RunnerKind("tensorrt", "gpu", "TensorRT-RTX"),
 }
 
 
@@ -46,11 +48,11 @@ def open_runner(
     module = importlib.import_module(f"{__name__}.{RUNNERS[runner].module}")
     chosen = bundle.variant(variant)
     opened: Runner = module.open_variant(bundle, chosen, runner, options or RunnerOptions())
-    _check_contract(bundle, chosen.file, opened)
+    check_contract(bundle, chosen.file, opened)
     return opened
 
 
-def _check_contract(bundle: Bundle, file: str, runner: Runner) -> None:
+def check_contract(bundle: Bundle, file: str, runner: Runner) -> None:
     """Raise BundleError unless the graph's tensors are the manifest's, and these fit its preprocessing and labels."""
     manifest = bundle.manifest
     rows, logits = (-1, *manifest.preprocessing.shape), (-1, len(manifest.labels))

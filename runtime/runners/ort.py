@@ -46,9 +46,9 @@ def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerO
     graph, name = bundle.read(variant.file), str(bundle.file(variant.file))
     settings = session_options(options)
     if variant.precision == "fp32":  # what nothing on a CPU falls below; reading it back would cost a start one run
-        return OrtRunner(_on_cpu(graph, name, settings), runner, name=name)
+        return OrtRunner(on_cpu(graph, name, settings), runner, name=name)
     with profiled(settings):
-        session = _on_cpu(graph, name, settings)
+        session = on_cpu(graph, name, settings)
         layers = layers_of(session)
     require_reached(variant, layers, f"the CPU provider of onnxruntime {onnxruntime.__version__}")
     return OrtRunner(session, runner, name=name, layers=layers)
@@ -204,7 +204,8 @@ def quiet() -> Iterator[io.StringIO]:
         onnxruntime.set_default_logger_severity(_WARNING)
 
 
-def _on_cpu(graph: bytes, name: str, settings: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def on_cpu(graph: bytes, name: str, settings: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session of the CPU provider alone; raises as `created` does."""
     return created(graph, name, settings, [CPU], (*BAD_GRAPH, Fail))
 
 

@@ -14,7 +14,7 @@ def require_reached(variant: Variant, layers: Mapping[str, int], by: str) -> Non
     layers: by type, as the runner itself tells them; a network without any has nothing to miss.
     by: who computes. Of an int8 variant layers may stay in float, as long as one is computed in integers.
     """
-    if not layers or _is_reached(variant, layers):
+    if not layers or is_reached(variant, layers):
         return
     found = " and ".join(sorted(kind for kind in layers if kind != variant.precision))
     raise MissingError(
@@ -23,7 +23,8 @@ def require_reached(variant: Variant, layers: Mapping[str, int], by: str) -> Non
     )
 
 
-def _is_reached(variant: Variant, layers: Mapping[str, int]) -> bool:
+def is_reached(variant: Variant, layers: Mapping[str, int]) -> bool:
+    """Whether layers by type are what the variant asks for."""
     if variant.precision == "int8":
         return "int8" in layers
     return layers.keys() <= {variant.precision, *variant.reached}  # a graph may keep some in another type

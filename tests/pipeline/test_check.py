@@ -16,11 +16,26 @@ import pytest
 from onnx import numpy_helper
 
 from trueport.pipeline import check as check_stage
-from trueport.pipeline.check import OPENING, RECORDING, CheckReport, check, check_summary, check_table, proven
-from trueport.runtime.bundle import GOLDEN, WEIGHTS, sealed
+from trueport.pipeline.check import (
+    OPENING,
+    RECORDING,
+    CheckReport,
+    bounds_from_text,
+    check,
+    check_deployment,
+    check_summary,
+    check_table,
+    proven,
+)
+from trueport.pipeline.deployment import Deployment
+from trueport.pipeline.gates import ACCURACY, CONTRACT, INVARIANCE, PARITY
+from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, sealed
 from trueport.runtime.errors import BundleError, MissingError, UsageError
-from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
+from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Normalisation
+from trueport.runtime.preprocessing import prepare
+from trueport.runtime.runner import Runner
 from trueport.runtime.runners import RUNNERS, open_runner
+from trueport.runtime.runners.written import WRITTEN
 from trueport.runtime.verdict import judged, not_run
 
 MODEL = "model.fp32.onnx"
@@ -59,7 +74,10 @@ def test_a_healthy_bundle_passes_every_gate(bundle_path: Path) -> None:
     report = check(bundle_path)
     assert report
     gates = [verdict.gate for verdict in report.verdicts]
-    assert gates == ["preprocessing", "recording", "parity", "batch invariance", "accuracy"]
+    assert gates == [
+        *("evidence", "labels", "preprocessing", "recording"),
+        *("contract", "parity", "batch invariance", "accuracy"),
+    ]
     assert all(report.verdicts)
     assert report.reference == "original"
     accuracy = report.verdicts[-1].measured
@@ -109,7 +127,123 @@ def test_other_preprocessing_fails_its_gate_alone(own_bundle: Path) -> None:
     manifest = msgspec.json.decode((own_bundle / MANIFEST).read_bytes(), type=Manifest)
     other = msgspec.structs.replace(manifest.preprocessing, resample="nearest")
     (own_bundle / MANIFEST).write_bytes(sealed(msgspec.structs.replace(manifest, preprocessing=other)))
-    assert failed_gates(check(own_bundle)) == {"preprocessing"}
+    (failed,) = check(own_bundle).failed
+    assert failed.gate == "preprocessing"
+    assert "exported with" in failed.detail
+
+
+def test_pixels_of_an_application_are_held_against_the_golden_ones(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    swapped = Deployment(bundle, prepare=lambda encoded, how: prepare(encoded, how)[:, ::-1])
+    (failed,) = check_deployment(swapped).failed
+    assert failed.gate == "preprocessing"
+    assert failed.would_pass["max_levels"]
+    floats = Deployment(bundle, prepare=lambda encoded, how: prepare(encoded, how) / 255)  # type: ignore[arg-type,return-value]
+    (failed,) = check_deployment(floats).failed
+    assert "expected pixels as uint8" in failed.detail
+
+
+def test_labels_of_an_application_are_held_against_the_manifest(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+    names = bundle.manifest.labels
+    assert check_deployment(Deployment(bundle, labels=names))
+    (failed,) = check_deployment(Deployment(bundle, labels=(*names[1:], names[0]))).failed
+    assert failed.gate == "labels"
+    assert "'1' in place 0, the manifest '0'" in failed.detail
+
+
+class Odd:
+    """A runner that does not do what a runner must."""
+
+    def __init__(self, runner: Runner, run: Callable[[Any], Any]) -> None:
+        self._runner, self._run = runner, run
+        self.inputs, self.outputs = runner.inputs, runner.outputs
+
+    def run(self, feeds: Any) -> Any:
+        return self._run(feeds["image"])
+
+    def report(self) -> Any:
+        return self._runner.report()
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def test_what_a_runner_raises_or_mixes_is_a_verdict(bundle_path: Path) -> None:
+    bundle = Bundle.open(bundle_path)
+
+    def failing(run: Callable[[Runner, Any], Any]) -> dict[str, str]:
+        def open_odd(*asked: Any) -> Any:
+            runner = open_runner(*asked)
+            return Odd(runner, lambda images: run(runner, images))
+
+        return {verdict.gate: verdict.detail for verdict in check_deployment(Deployment(bundle, open=open_odd)).failed}
+
+    def frozen(runner: Runner, images: Any) -> Any:
+        if len(images) > 1:
+            raise RuntimeError("expected a batch of 1")
+        return runner.run({"image": images})
+
+    assert failing(frozen) == {INVARIANCE: "the runner can't answer: expected a batch of 1"}
+    none = failing(lambda runner, images: {"logits": runner.run({"image": images})["logits"][:, :5]})
+    assert set(none) == {PARITY}
+    assert "expected logits" in none[PARITY]
+    mixed = failing(lambda runner, images: {"logits": np.roll(runner.run({"image": images})["logits"], 1, axis=0)})
+    assert INVARIANCE in mixed
+
+
+def test_a_bound_that_was_set_by_hand_is_recorded(own_bundle: Path) -> None:
+    change_graph(own_bundle, lambda model: scale_constants(model, lambda a: a.shape == (16,), lambda a: a + 1e-4))
+    assert not check(own_bundle)
+    report = check(own_bundle, bounds={"fp32.max_abs": 1.0, "fp32.rms": 1.0})
+    assert report
+    assert report.overridden == {"fp32.max_abs": 1.0, "fp32.rms": 1.0}
+    assert "the bound fp32.rms was set to 1 by hand" in check_table(report).notes
+    for name, match in (("fp32.noise_rms", "unknown bound"), ("int8.rms", "unknown bound")):
+        with pytest.raises(UsageError, match=match):
+            check(own_bundle, bounds={name: 1.0})
+    with pytest.raises(UsageError, match="must be a number from 0 on"):
+        check(own_bundle, bounds={"fp32.rms": float("nan")})
+
+
+def test_bounds_are_read_from_the_command_line() -> None:
+    assert bounds_from_text(["fp32.rms=0.5"]) == {"fp32.rms": 0.5}
+    for text in ("fp32.rms", "fp32.rms=much"):
+        with pytest.raises(UsageError, match="expected a bound such as"):
+            bounds_from_text([text])
+
+
+def test_other_pictures_in_place_of_the_evaluation_slice(bundle_path: Path) -> None:
+    report = check(bundle_path, data="digits")
+    assert report
+    (accuracy,) = (verdict for verdict in report.verdicts if verdict.gate == ACCURACY)
+    assert "359 held-out samples" in accuracy.detail, "of the data it was trained on the test part is taken"
+
+
+def test_an_original_that_answers_nan_is_never_a_pass(own_bundle: Path) -> None:
+    with np.load(own_bundle / EVALUATION) as file:
+        arrays = dict(file)
+    arrays["logits"][3] = np.nan
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    replace_file(own_bundle, EVALUATION, buffer.getvalue())
+    failed = {verdict.gate: verdict.detail for verdict in check(own_bundle).failed}
+    assert {"evidence", "recording"} <= set(failed)
+    assert "the original itself answers NaN" in failed["evidence"]
+
+
+def test_opset_and_normalisation_are_held_against_what_was_exported(own_bundle: Path) -> None:
+    def lower(model: onnx.ModelProto) -> None:
+        model.opset_import[0].version = 19
+
+    change_graph(own_bundle, lower)
+    (failed,) = check(own_bundle).failed
+    assert (failed.gate, failed.detail) == (CONTRACT, "the graph was written in opset 20 and now says 19")
+    manifest = msgspec.json.decode((own_bundle / MANIFEST).read_bytes(), type=Manifest)
+    other = msgspec.structs.replace(manifest, normalisation=Normalisation((0.4,), (0.5,)))
+    (own_bundle / MANIFEST).write_bytes(sealed(other))
+    details = [verdict.detail for verdict in check(own_bundle).failed if verdict.gate == CONTRACT]
+    assert "the normalisation that it was exported with is not the manifest's" in details[0]
 
 
 def test_weights_of_another_training_fail_the_recording(own_bundle: Path) -> None:
@@ -156,7 +290,8 @@ def test_without_weights_the_recording_is_the_reference(own_bundle: Path) -> Non
     report = check(own_bundle)
     assert report
     assert report.reference == "recording"
-    assert WEIGHTS in report.verdicts[1].detail
+    (recording,) = (verdict for verdict in report.verdicts if verdict.gate == RECORDING)
+    assert WEIGHTS in recording.detail
 
 
 def test_a_golden_picture_that_can_not_be_decoded_fails(own_bundle: Path) -> None:
@@ -195,13 +330,14 @@ def variants_bundle(own_bundle: Path) -> Path:
     added = []
     for name, precision, target, data in (
         ("fp16", "fp16", "any", halved.SerializeToString()),
-        ("int8-gpu", "int8", "gpu", b"never read"),
+        ("int8-gpu", "int8", "gpu", (own_bundle / MODEL).read_bytes()),
     ):
         file = f"model.{name}.onnx"
         (own_bundle / file).write_bytes(data)
         files[file] = FileEntry(hashlib.sha256(data).hexdigest(), len(data))
         changes = {"name": name, "precision": precision, "target": target, "file": file, "reached": {precision: 5}}
-        added.append(msgspec.structs.replace(fp32, **changes))
+        bounds = msgspec.structs.replace(fp32.bounds, max_abs=1.0, rms=1.0, max_drop=2.0)
+        added.append(msgspec.structs.replace(fp32, bounds=bounds, **changes))
     whole = msgspec.structs.replace(manifest, variants=(fp32, *added), files=files)
     (own_bundle / MANIFEST).write_bytes(sealed(whole))
     return own_bundle
@@ -211,14 +347,32 @@ def test_a_variant_that_can_not_run_here_is_told_and_not_passed(variants_bundle:
     report = check(variants_bundle)
     assert report
     fp16 = [verdict for verdict in report.verdicts if verdict.variant == "fp16"]
-    assert [(verdict.gate, verdict.status) for verdict in fp16] == [(OPENING, "not run")]
+    assert [(verdict.gate, verdict.status) for verdict in fp16[:1]] == [(OPENING, "not run")]
     assert "computes it in fp32" in fp16[0].detail
-    (int8,) = [verdict for verdict in report.verdicts if verdict.variant == "int8-gpu"]
-    assert (int8.gate, int8.status) == (OPENING, "not run")
-    assert "made for a GPU" in int8.detail
-    assert check_summary(report) == "faithful: 5 passed, 2 not run, fp16 and int8-gpu on no runner at all"
+    int8 = [verdict for verdict in report.verdicts if verdict.variant == "int8-gpu"]
+    assert (int8[0].gate, int8[0].status) == (OPENING, "not run")
+    assert "made for a GPU" in int8[0].detail
+    for judged_as_written in (fp16[1:], int8[1:]):
+        assert {verdict.runner for verdict in judged_as_written} == {WRITTEN}
+        assert [verdict.gate for verdict in judged_as_written] == [CONTRACT, PARITY, INVARIANCE, ACCURACY]
+    assert check_summary(report) == "faithful: 16 passed, 2 not run, fp16 and int8-gpu on no runner at all"
     rows = check_table(report).rows
     assert any(status == "not run" and "computes it in fp32" in told for status, _, told in rows)
+
+
+def test_a_graph_that_no_runner_here_takes_is_judged_as_it_is_written(variants_bundle: Path) -> None:
+    manifest = msgspec.json.decode((variants_bundle / MANIFEST).read_bytes(), type=Manifest)
+    (file,) = (variant.file for variant in manifest.variants if variant.name == "int8-gpu")
+    model = onnx.load(variants_bundle / file)
+    scale_constants(model, lambda array: array.shape == (16,), lambda array: array + 3)
+    replace_file(variants_bundle, file, model.SerializeToString())
+    report = check(variants_bundle)
+    assert not report
+    assert {(verdict.variant, verdict.runner) for verdict in report.failed} == {("int8-gpu", WRITTEN)}
+    replace_file(variants_bundle, file, b"no graph")
+    (broken,) = check(variants_bundle).failed
+    assert (broken.gate, broken.variant) == (CONTRACT, "int8-gpu")
+    assert "can't read" in broken.detail
 
 
 def test_what_was_named_and_can_not_be_had_is_an_error(variants_bundle: Path) -> None:
@@ -239,15 +393,15 @@ def test_all_runners_are_those_that_can_be_opened(variants_bundle: Path, monkeyp
         opened.append((name, variant))
         return open_runner(bundle, "onnxruntime:cpu", variant, options)
 
-    monkeypatch.setattr(check_stage, "open_runner", open_some)
     monkeypatch.setattr(check_stage, "RUNNERS", {name: RUNNERS[name] for name in ("openvino:cpu", "onnxruntime:cuda")})
-    report = check(variants_bundle, runners=["all"])
-    assert report
+    deployment = Deployment(Bundle.open(variants_bundle), open=open_some)
+    report = check_deployment(deployment, runners=["all"])
     assert opened == [("openvino:cpu", "fp32")]
     left_out = [(verdict.variant, verdict.runner) for verdict in report.verdicts if verdict.gate == OPENING]
     assert left_out == [("fp16", "openvino:cpu"), ("fp32, fp16, int8-gpu", "onnxruntime:cuda")]
+    assert {verdict.gate for verdict in report.failed} == {CONTRACT}, "it ran on onnxruntime and not on OpenVINO"
     with pytest.raises(MissingError, match="not here"):
-        check(variants_bundle, runners=["all"], variants=["fp16"])
+        check_deployment(deployment, runners=["all"], variants=["fp16"])
 
 
 def test_openvino_and_onnxruntime_pass_the_same_gates(bundle_path: Path) -> None:

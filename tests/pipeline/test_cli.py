@@ -127,7 +127,7 @@ def test_a_missing_gpu_ends_with_3_or_is_used(trueport: Any, bundle_path: Path) 
 def test_check_tells_people_and_machines(trueport: Any, bundle_path: Path, tmp_path: Path) -> None:
     code, out, _ = trueport("check", bundle_path, "--json", tmp_path / "check.json")
     assert code == 0
-    assert "faithful: 5 passed" in out
+    assert "faithful: 8 passed" in out
     written = json.loads((tmp_path / "check.json").read_text())
     code, out, _ = trueport("check", bundle_path, "--json", "-")
     printed = json.loads(out)

@@ -106,7 +106,7 @@ def test_the_table_at_the_end_holds_the_numbers(done: tuple[Path, Outcome, list[
     _, outcome, _ = done
     told = {row[0]: row[1] for row in outcome_table(outcome).rows}
     assert f"{outcome.run.info.test_score:.2%}" in told["accuracy"]
-    assert told["verdict"].startswith("faithful: 5 passed")
+    assert told["verdict"].startswith("faithful: 8 passed")
     assert "is taken for" in told["sample"]
     assert told["report"].endswith("report.html")
 

@@ -340,7 +340,7 @@ def test_threads_are_halved_down_to_one(cores: int, counts: list[int]) -> None:
 
 
 def test_variants_meet_the_runners_that_they_were_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RUNNERS, "openvino:cpu", RunnerKind("openvino", "cpu"))
+    monkeypatch.setitem(RUNNERS, "openvino:cpu", RunnerKind("openvino", "cpu", "OpenVINO"))
     variants = [variant("fp32", "fp32"), variant("int8-cpu", "int8", "cpu"), variant("int8-gpu", "int8", "gpu")]
     names = ["onnxruntime:cpu", "onnxruntime:cuda", "openvino:cpu"]
     found = candidates(variants, names, 2, ("avx2",))

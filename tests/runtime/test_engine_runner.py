@@ -288,7 +288,7 @@ def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTrt:
     module = FakeTrt(cuda)
     monkeypatch.setattr(tensorrt, "import_flavour", lambda kind: module)
     for name in FLAVOURS:
-        monkeypatch.setitem(runners.RUNNERS, name, RunnerKind("tensorrt", "gpu"))
+        monkeypatch.setitem(runners.RUNNERS, name, RunnerKind("tensorrt", "gpu", "TensorRT"))
     return module
 
 

@@ -1,0 +1,126 @@
+"""What everything is judged by: are there enough different pictures, do the recorded answers make sense of them?
+
+Judged before any port is: a gate that passes on constant pictures proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .bundle import Evaluation, Golden
+from .graph_facts import GraphFacts, contradictions
+from .manifest import Manifest
+from .paired import log_mcnemar_p
+from .verdict import Verdict, judged, undecided
+
+RESOLUTION = 0.1
+"""The largest share of changed predictions that may go unseen."""
+CONFIDENCE = 0.95
+NEEDED = math.ceil(math.log(1 - CONFIDENCE) / math.log(1 - RESOLUTION))
+"""Different pictures: of so many, one at least would show a change that meets one picture in ten, 95 times in 100."""
+GOLDEN_NEEDED = 2
+"""Different golden inputs: among equal ones nobody sees which row is whose."""
+
+
+def evidence(manifest: Manifest, golden: Golden, evaluation: Evaluation) -> Verdict:
+    """Whether golden set and evaluation slice can tell a faithful port from another.
+
+    A picture of one colour throughout, and one that is there twice, is no evidence. Failed where the original's
+    recorded answers are no numbers, undecided where the pictures are too few or of one class alone.
+    """
+    pictures, rows = _different(evaluation.images), _different(golden.images)
+    classes = len(np.unique(evaluation.labels, axis=0))
+    logits = np.concatenate([golden.logits, evaluation.logits])
+    broken = int(np.sum(~np.isfinite(logits).all(axis=1)))
+    measured = {
+        "pictures": float(pictures),
+        "golden_pictures": float(rows),
+        "classes": float(classes),
+        "non_finite": float(broken),
+    }
+    allowed = {"non_finite": 0.0}
+    detail = (
+        f"{len(evaluation.images)} held-out pictures, {pictures} of them different and of more than one colour, "
+        f"{classes} of {len(manifest.labels)} classes among them; {len(golden.images)} golden inputs"
+    )
+    if broken:
+        detail = f"the original itself answers NaN or infinity for {broken} of {len(logits)} recorded inputs; {detail}"
+        return judged("evidence", "-", "-", measured, allowed, detail)
+    if pictures < NEEDED:
+        detail += f"; at least {NEEDED} different ones are needed to see a change that meets one picture in ten"
+        return undecided("evidence", "-", "-", measured, allowed, detail, NEEDED)
+    if rows < GOLDEN_NEEDED:
+        detail += f", {rows} of them different: at least {GOLDEN_NEEDED} are needed to see rows of a batch exchanged"
+        return undecided("evidence", "-", "-", measured, allowed, detail)
+    if manifest.task == "classification" and classes < 2 <= len(manifest.labels):
+        detail += "; pictures of one class say nothing about the others"
+        return undecided("evidence", "-", "-", measured, allowed, detail)
+    return judged("evidence", "-", "-", measured, allowed, detail)
+
+
+def labels(
+    manifest: Manifest, graphs: Mapping[str, GraphFacts], evaluation: Evaluation, application: Sequence[str] | None
+) -> Verdict:
+    """Whether classes stand where they stood in training.
+
+    graphs: by file; the labels that they carry must be the manifest's, and so must those of the application around it.
+    The original's answers must not fit another order of labels better than chance allows.
+    """
+    broken = contradictions(manifest, graphs, "labels")
+    if application is not None and tuple(application) != manifest.labels:
+        broken.append(f"the application has {_difference(application, manifest.labels)}")
+    moved, gain = (0, 0.0) if manifest.task != "classification" else better_order(evaluation.logits, evaluation.labels)
+    measured = {"contradictions": float(len(broken)), "moved_classes": float(moved), "order_gain": 100 * gain}
+    detail = f"{len(manifest.labels)} labels in the manifest, in the graphs, and the order of the answers"
+    if moved:
+        detail = (
+            f"the original's answers fit the true classes {100 * gain:.2f} points better with {moved} classes in other "
+            f"places: labels were permuted between training and here; {detail}"
+        )
+    if broken:
+        detail = f"{'; '.join(broken)}; {detail}"
+    return judged("labels", "-", "-", measured, {"contradictions": 0.0, "moved_classes": 0.0}, detail)
+
+
+def better_order(logits: NDArray[Any], truth: NDArray[np.integer[Any]]) -> tuple[int, float]:
+    """How many classes would have to move for the answers to fit the truth better, and the share of answers gained.
+
+    Each true class takes the place that is answered most for it. Such an order is believed only where no two classes
+    share a place and the gain is beyond chance for all orders that move so many (McNemar with a union bound).
+    """
+    if not np.isfinite(logits).all() or not len(logits):
+        return 0, 0.0
+    answered, classes = logits.argmax(axis=1), logits.shape[1]
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (truth, answered), 1)
+    present = np.flatnonzero(counts.sum(axis=1))
+    places = np.arange(classes)
+    places[present] = counts[present].argmax(axis=1)
+    moved = int(np.sum(places != np.arange(classes)))
+    if not moved or len(set(places[present].tolist())) < len(present):
+        return 0, 0.0
+    now, then = answered == truth, answered == places[truth]
+    lost, won = int(np.sum(now & ~then)), int(np.sum(then & ~now))
+    orders = math.lgamma(classes + 1) - math.lgamma(classes - moved + 1) + math.log(classes)
+    if won <= lost or log_mcnemar_p(lost, won) + orders > math.log(1 - CONFIDENCE):
+        return 0, 0.0
+    return moved, (won - lost) / len(truth)
+
+
+def _different(images: NDArray[np.uint8]) -> int:
+    """Pictures that differ from one another and are not of one colour."""
+    rows = images.reshape(len(images), -1)
+    flat = (images == images[:, :1, :1]).reshape(len(images), -1).all(axis=1)
+    return len({row.tobytes() for row in rows[~flat]})
+
+
+def _difference(ours: Sequence[str], theirs: Sequence[str]) -> str:
+    if len(ours) != len(theirs):
+        return f"{len(ours)} labels, the manifest {len(theirs)}"
+    place = next(index for index, pair in enumerate(zip(ours, theirs, strict=True)) if pair[0] != pair[1])
+    return f"{ours[place]!r} in place {place}, the manifest {theirs[place]!r}"

@@ -1,0 +1,55 @@
+"""Paired proportions: the exact test, intervals that cover, and how many samples would tell."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from trueport.runtime.paired import log_mcnemar_p, mcnemar_p, paired_interval, samples_to_tell
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (8, 2, 0.109375), (10, 10, 1.0), (2, 8, 0.109375)],
+)
+def test_mcnemar_is_the_exact_binomial_test(lost: int, won: int, p: float) -> None:
+    assert mcnemar_p(lost, won) == pytest.approx(p)
+
+
+def test_the_interval_of_the_difference_covers_what_it_should() -> None:
+    """Of simulated pairs with a known difference, the 95 % interval holds it in 93 % or more."""
+    random = np.random.default_rng(3)
+    count, p_lost, p_won = 300, 0.03, 0.01
+    flips = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
+    covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flips)]
+    assert np.mean(covered) >= 0.93
+
+
+def test_no_flips_leave_an_interval_around_zero_that_shrinks() -> None:
+    few, many = paired_interval(0, 0, 30), paired_interval(0, 0, 3000)
+    assert few[0] < many[0] < 0 < many[1] < few[1]
+
+
+def test_a_probability_too_small_for_a_float_has_a_logarithm() -> None:
+    assert mcnemar_p(3000, 0) == 0
+    assert log_mcnemar_p(3000, 0) == pytest.approx(math.log(2) - 3000 * math.log(2))
+
+
+@pytest.mark.parametrize(("lost", "won", "count", "margin"), [(0, 0, 100, 0.01), (2, 1, 200, 0.02), (9, 0, 100, 0.05)])
+def test_the_samples_needed_are_the_fewest_that_decide(lost: int, won: int, count: int, margin: float) -> None:
+    needed = samples_to_tell(lost, won, count, margin)
+    assert needed is not None
+    assert needed > count
+
+    def decisive(samples: int) -> bool:
+        low, high = paired_interval(lost * samples / count, won * samples / count, samples)
+        return high <= margin or low > margin
+
+    assert decisive(needed)
+    assert not decisive(needed - 1)
+
+
+def test_no_number_of_samples_decides_where_the_drop_is_the_margin() -> None:
+    assert samples_to_tell(1, 0, 100, 0.01) is None
