@@ -56,6 +56,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     runners: tuple[RunnerReport, ...]
     """One for each variant that was opened on a runner, in the order of the verdicts."""
     verdicts: tuple[Verdict, ...]
+    bundle_sha256: str = ""
+    """The manifest's own hash."""
     overridden: dict[str, float] = {}
     """Bounds that were set by hand in place of those that export derived, such as `fp32.max_abs`."""
     seconds: dict[str, float] = {}
@@ -208,6 +210,7 @@ def check_deployment(
         reference=reference.source,
         runners=tuple(ports.reports),
         verdicts=tuple(verdicts),
+        bundle_sha256=bundle.manifest.sha256,
         overridden=dict(bounds or {}),
         seconds=clock.seconds,
     )

@@ -23,6 +23,7 @@ COMMANDS = {
     "check": "Prove that a bundle's variants are the original: parity, batches, preprocessing, accuracy.",
     "evaluate": "Judge the answers on labelled pictures: top-1, each class, confusions, calibration, mAP.",
     "bench": "Time the port against the original, interleaved.",
+    "compare": "Compare two bundles, or two reports of check or bench: what changed, and is it worse?",
     "tune": "Find the fastest way to run a bundle on this machine that is still faithful here.",
     "predict": "Classify pictures with a bundle.",
     "serve": "Serve bundles over HTTP by the Open Inference Protocol.",
