@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trueport.runtime.bundle import Bundle
+from trueport.runtime.errors import BundleError, missing_extra
 from trueport.runtime.machine import available_cores
+from trueport.runtime.manifest import Variant
+from trueport.runtime.runner import RunnerOptions
+from trueport.runtime.runners.ort import OrtRunner
+from trueport.runtime.runners.written import written_runner
 
+from .layers import element_types
 from .original import INPUT, OUTPUT
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+ROUNDED = "/rounded"
 Rows = NDArray[np.uint8]
 
 
@@ -31,6 +39,43 @@ def open_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def open_rounded(bundle: Bundle, variant: Variant, options: RunnerOptions) -> OrtRunner:
+    """An fp16 variant as it is written, every activation of it really rounded to 16 bits, on the CPU.
+
+    onnxruntime has no fp16 kernels for x86. It casts to float32 around each node and takes the casts between two nodes
+    away again, so that nothing overflows and nothing is rounded. An Identity behind each node has a kernel and stays.
+    Raises BundleError for a damaged graph, MissingError without the onnx package.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise missing_extra("onnx", "train", f"{variant.name} as it is written") from error
+    name = str(bundle.file(variant.file))
+    data = bundle.read(variant.file)
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as error:  # protobuf's DecodeError, of whichever of its implementations is installed
+        raise BundleError(f"{name} is no ONNX file: export the bundle again") from error
+    return written_runner(rounding(model).SerializeToString(), name, options)
+
+
+def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with an Identity behind each float16 tensor that a node makes; its names stay."""
+    import onnx
+
+    types, result = element_types(model), onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    for node in model.graph.node:
+        added = result.graph.node.add()
+        added.CopyFrom(node)
+        for position, output in enumerate(node.output):
+            if types.get(output) == onnx.TensorProto.FLOAT16:
+                added.output[position] = output + ROUNDED
+                result.graph.node.append(onnx.helper.make_node("Identity", [output + ROUNDED], [output]))
+    return result
 
 
 def written_answers(model: onnx.ModelProto, images: Rows, batch: int = 16) -> NDArray[Any]:

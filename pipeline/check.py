@@ -332,6 +332,10 @@ class _Ports:
         return refused
 
     def _open(self, name: str, variant: Variant) -> Runner:
+        if name == WRITTEN and variant.precision == "fp16":
+            from trueport.export.written import open_rounded
+
+            return open_rounded(self._bundle, variant, self._options)
         if name == WRITTEN:
             return open_written(self._bundle, variant, self._options)
         return self._deployment.open(self._bundle, name, variant.name, self._options)

@@ -17,13 +17,17 @@ WRITTEN = "written"
 
 
 def open_written(bundle: Bundle, variant: Variant, options: RunnerOptions) -> OrtRunner:
-    """The variant's graph as it is written.
+    """The variant's graph as it is written, fp16 apart: onnxruntime would compute all of it in fp32 (`export.written`).
 
     Raises BundleError for a damaged graph, MissingError where onnxruntime's CPU provider lacks an operator in a type of
     the graph's, as of bfloat16 convolutions.
     """
-    name = str(bundle.file(variant.file))
+    return written_runner(bundle.read(variant.file), str(bundle.file(variant.file)), options)
+
+
+def written_runner(graph: bytes, name: str, options: RunnerOptions) -> OrtRunner:
+    """A graph as it is written. Raises as `open_written` does."""
     settings = session_options(options)
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    return OrtRunner(on_cpu(bundle.read(variant.file), name, settings), WRITTEN, name=name)
+    return OrtRunner(on_cpu(graph, name, settings), WRITTEN, name=name)
