@@ -41,7 +41,7 @@ def test_what_leaves_16_bits_is_seen_only_where_every_activation_is_rounded() ->
     image = np.full((2, 4), 200, np.uint8)
     overflowing = half_graph(1000)
     assert np.isfinite(answers(overflowing, image)).all(), "onnxruntime computes neighbours in float32"
-    assert np.isinf(answers(rounding(overflowing), image)).all()
+    assert not np.isfinite(answers(rounding(overflowing), image)).any()
     assert np.allclose(answers(rounding(half_graph(8)), image), 200, rtol=2**-10)
 
 
