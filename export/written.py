@@ -5,6 +5,7 @@ No integer kernels here: what they answer differs between processors, and this i
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def open_rounded(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Or
     """An fp16 variant as it is written, every activation of it really rounded to 16 bits, on the CPU.
 
     onnxruntime has no fp16 kernels for x86. It casts to float32 around each node and takes the casts between two nodes
-    away again, so that nothing overflows and nothing is rounded. An Identity behind each node has a kernel and stays.
+    away again, so that nothing overflows and nothing is rounded. Two Identities behind each node have a kernel and stay;
+    one alone would be taken for an isolated node, and computed in float32 as well.
     Raises BundleError for a damaged graph, MissingError without the onnx package.
     """
     try:
@@ -62,7 +64,7 @@ def open_rounded(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Or
 
 
 def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with an Identity behind each float16 tensor that a node makes; its names stay."""
+    """The graph with two Identities behind each float16 tensor that a node makes; its names stay."""
     import onnx
 
     types, result = element_types(model), onnx.ModelProto()
@@ -73,8 +75,10 @@ def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
         added.CopyFrom(node)
         for position, output in enumerate(node.output):
             if types.get(output) == onnx.TensorProto.FLOAT16:
-                added.output[position] = output + ROUNDED
-                result.graph.node.append(onnx.helper.make_node("Identity", [output + ROUNDED], [output]))
+                names = [output + 2 * ROUNDED, output + ROUNDED, output]
+                added.output[position] = names[0]
+                for source, target in itertools.pairwise(names):
+                    result.graph.node.append(onnx.helper.make_node("Identity", [source], [target]))
     return result
 
 

@@ -50,4 +50,4 @@ def test_rounding_keeps_the_names_of_tensors() -> None:
     onnx.checker.check_model(model, full_check=True)
     made = [output for node in model.graph.node for output in node.output]
     assert [name for name in made if not name.endswith(ROUNDED)] == ["halved", "large", "small", "logits"]
-    assert sum(name.endswith(ROUNDED) for name in made) == 3
+    assert sum(name.endswith(ROUNDED) for name in made) == 6
