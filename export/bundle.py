@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -96,10 +96,20 @@ def write_bundle(
         labels=original.labels,
         variants=tuple(variants),
         provenance=_provenance(original, origin, weights),
-        files={file: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for file, data in content.items()},
+        files={},
     )
+    return write_files(out, manifest, content)
+
+
+def write_files(out: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Manifest:
+    """Write a bundle of such files into `out` in one step: their hashes go into the manifest, which is sealed.
+
+    Raises UsageError where `out` holds something else than a bundle.
+    """
+    entries = {file: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for file, data in content.items()}
+    manifest = msgspec.structs.replace(manifest, files=entries)
     with new_folder(out, refuse_other_content) as folder:
-        for file, data in (content | {MANIFEST: sealed(manifest)}).items():
+        for file, data in (*content.items(), (MANIFEST, sealed(manifest))):
             (folder / file).write_bytes(data)
     return manifest
 

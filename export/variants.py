@@ -109,7 +109,7 @@ def made_variants(
     if validation is not None and seen is not None:
         for name in NAMES["int8"]:
             made, quantization = int8_graph(name, seen, validation, int8, max_drop, say)
-            bounds = _int8_bounds(made, recorded, exact, max_drop)
+            bounds = int8_bounds(made, recorded, exact, max_drop)
             warned = int8_warnings(graph, seen.latest)
             yield _variant(name, "int8", made, bounds, quantization, warned)
 
@@ -145,7 +145,7 @@ def _half(
     return _variant(name, precision, onnx_from_original(original, opset, dtype), bounds, warnings=warned)
 
 
-def _int8_bounds(made: onnx.ModelProto, recorded: Recorded, exact: NDArray[Any], max_drop: float) -> Bounds:
+def int8_bounds(made: onnx.ModelProto, recorded: Recorded, exact: NDArray[Any], max_drop: float | None) -> Bounds:
     """From the graph itself, computed in float, against the original; on the evaluation slice against its recording."""
     golden, evaluation = recorded.golden, recorded.evaluation
     deviations = [

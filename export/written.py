@@ -46,8 +46,8 @@ def open_rounded(bundle: Bundle, variant: Variant, options: RunnerOptions) -> Or
     """An fp16 variant as it is written, every activation of it really rounded to 16 bits, on the CPU.
 
     onnxruntime has no fp16 kernels for x86. It casts to float32 around each node and takes the casts between two nodes
-    away again, so that nothing overflows and nothing is rounded. Two Identities behind each node have a kernel and stay;
-    one alone would be taken for an isolated node, and computed in float32 as well.
+    away again, so that nothing overflows and nothing is rounded. Two Identities behind each node have a kernel and stay; one
+    alone would be taken for an isolated node, and computed in float32 as well.
     Raises BundleError for a damaged graph, MissingError without the onnx package.
     """
     try:

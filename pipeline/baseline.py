@@ -137,7 +137,9 @@ def yardstick_graph(baseline: Baseline, path: Path) -> bytes:
     try:
         graph = (path.parent / name).read_bytes()
     except OSError as error:
-        raise UsageError(f"can't read {path.parent / name}, the yardstick of {path}: {error.strerror}; {anew}") from None
+        raise UsageError(
+            f"can't read {path.parent / name}, the yardstick of {path}: {error.strerror}; {anew}"
+        ) from None
     if hashlib.sha256(graph).hexdigest() != baseline.yardstick.sha256:
         raise UsageError(f"{path.parent / name} is not the yardstick that {path} was measured with: {anew}")
     return graph
@@ -155,13 +157,45 @@ def write_baseline(path: Path, subject: Subject, graph: bytes, ratios: Mapping[i
     baseline = Baseline(
         **msgspec.structs.asdict(subject),
         yardstick=Yardstick(file=name, sha256=digest, onnxruntime=_onnxruntime_version()),
-        batches=tuple(
-            BatchBaseline(batch=batch, log_ratios=tuple(map(float, logs))) for batch, logs in ratios.items()
-        ),
+        batches=tuple(BatchBaseline(batch=batch, log_ratios=tuple(map(float, logs))) for batch, logs in ratios.items()),
     )
     write_bytes(path, msgspec.json.format(msgspec.json.encode(baseline), indent=2) + b"\n")
     if before and before.yardstick.file.startswith(f"{path.stem}.") and before.yardstick.file != name:
         (path.parent / Path(before.yardstick.file).name).unlink(missing_ok=True)
+
+
+def against_baseline(
+    path: Path,
+    subject: Subject,
+    bundle: Bundle,
+    open_port: OpenPort,
+    feeds: Mapping[int, Feeds],
+    *,
+    update: bool,
+    seconds: float,
+    progress: Progress,
+) -> tuple[Verdict, ...]:
+    """The verdicts of the gate; none where the baseline is made, or made anew (update).
+
+    Raises UsageError as `read_baseline`, `require_fit`, `yardstick_graph` and `write_baseline` do.
+    """
+    if update:
+        graph = bundle.read(bundle.variant(subject.variant).file)
+        ratios = measured_baseline(open_port, graph, feeds, subject.threads, seconds, progress)
+        write_baseline(path, subject, graph, ratios)
+        return ()
+    baseline = read_baseline(path)
+    require_fit(baseline, subject, tuple(feeds), path)
+    return judge(baseline, yardstick_graph(baseline, path), open_port, feeds, seconds, progress)
+
+
+def check_baseline(path: Path | None, update: bool) -> None:
+    """Raise UsageError for what will not do, before anything is measured."""
+    if path is None:
+        if update:
+            raise UsageError("there is no baseline to update: name its file with --baseline FILE")
+    elif not update or path.exists():
+        read_baseline(path)
 
 
 def measured_baseline(
@@ -242,11 +276,6 @@ def yardstick_call(graph: bytes, batch: int, threads: int) -> Call:
     image, outputs = session.get_inputs()[0], [output.name for output in session.get_outputs()]
     pictures = np.random.default_rng(0).integers(0, 256, (batch, *image.shape[1:]), np.uint8)
     return lambda: session.run(outputs, {image.name: pictures})
-
-
-def graph_of(bundle: Bundle, variant: str) -> bytes:
-    """The graph that becomes the yardstick."""
-    return bundle.read(bundle.variant(variant).file)
 
 
 def _onnxruntime_version() -> str:

@@ -1,11 +1,16 @@
-"""bench: how many times faster the port is than the original, batch by batch, on the same inputs and threads."""
+"""bench: how many times faster the port is than the original, batch by batch, on the same inputs and threads.
+
+Beside that: the gate against a stored baseline (baseline.py), and the port under load (scenarios.py).
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,9 +23,13 @@ from trueport.runtime.machine import Machine, available_cores, busy_seconds, des
 from trueport.runtime.runner import Array, Runner, RunnerOptions, RunnerReport
 from trueport.runtime.runners import DEFAULT, open_runner
 from trueport.runtime.runners.reached import shown
-from trueport.runtime.timing import LatencySummary, Paired, compare, measure
+from trueport.runtime.session import load as load_session
+from trueport.runtime.timing import LatencySummary, Paired, check_seconds, compare, measure
+from trueport.runtime.verdict import Verdict
 
+from .baseline import Subject, against_baseline, check_baseline, read_baseline, require_fit
 from .console import Table
+from .scenarios import Scenarios, check_scenarios, run_scenarios, scenario_table
 
 MIN_BLOCKS = 5
 """Fewer say nothing about the spread; slow models then take longer than they were given."""
@@ -56,6 +65,16 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the processor time of the cores in use that went to others meanwhile: programs here, or the host's other
     guests; None where the system does not tell."""
     batches: tuple[BatchBench, ...]
+    bundle_sha256: str = ""
+    """The manifest's own hash."""
+    verdicts: tuple[Verdict, ...] = ()
+    """Of the latency gate, one a batch size; empty where there was no baseline to hold it against."""
+    scenarios: Scenarios | None = None
+
+    @property
+    def failed(self) -> tuple[Verdict, ...]:
+        """Verdicts of what got slower than its baseline."""
+        return tuple(verdict for verdict in self.verdicts if verdict.status == "failed")
 
 
 def bench(
@@ -67,24 +86,36 @@ def bench(
     seconds: float = 2.0,
     threads: int | None = None,
     trust_code: bool = False,
-    progress: Callable[[str], None] | None = None,
+    baseline: Path | None = None,
+    update_baseline: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> BenchReport:
     """Time the port, in turns with the original where torch is installed and the bundle ships the weights.
 
     variant: None: the bundle's first. threads: of both; None: one for each core that this process may use.
     trust_code: run the code that the bundle names where its original needs that, see `check`.
     seconds: for each batch size. progress is told what is being timed.
+    baseline: hold the port against what this file holds; update_baseline: make it anew instead. Either takes the time
+    for each batch size once more, and up to eight times where it is noisy.
     Raises UsageError for a bad argument, BundleError for a bundle that is not to be trusted, MissingError where the
     runner can't be had.
     """
     _check(batches, seconds, threads)
+    check_baseline(baseline, update_baseline)
     bundle = Bundle.open(bundle_path)
     threads = threads or available_cores()
     original, reason = _original(bundle, threads, trust_code)
-    port = open_runner(bundle, runner, variant, RunnerOptions(threads=threads))
+
+    def open_port() -> Runner:
+        return open_runner(bundle, runner, variant, RunnerOptions(threads=threads))
+
+    port = open_port()
+    feeds = _feeds(bundle, batches)
     with closing(port), closing(original) if original else nullcontext(), _torch_threads(threads):
+        if baseline and not update_baseline:  # it would be a pity to find out after all the timing
+            require_fit(read_baseline(baseline), port_subject(bundle, variant, port.report()), batches, baseline)
         load = Load(logical_cores())
-        return BenchReport(
+        report = BenchReport(
             bundle=bundle.manifest.name,
             version=bundle.manifest.version,
             variant=bundle.variant(variant).name,
@@ -93,9 +124,68 @@ def bench(
             original=original.report() if original else None,
             original_not_run=reason,
             seconds=seconds,
-            batches=_timed_batches(bundle, original, port, batches, seconds, progress),
+            batches=_timed_batches(original, port, feeds, seconds, progress),
             other_load=load.others(),
+            bundle_sha256=bundle.manifest.sha256,
         )
+    if baseline is None:
+        return report
+    subject = port_subject(bundle, variant, report.port)
+    verdicts = against_baseline(
+        baseline, subject, bundle, open_port, feeds, update=update_baseline, seconds=seconds, progress=progress
+    )
+    return msgspec.structs.replace(report, verdicts=verdicts)
+
+
+def bench_scenarios(
+    bundle_path: Path,
+    names: Sequence[str],
+    *,
+    runner: str = DEFAULT,
+    variant: str | None = None,
+    seconds: float = 2.0,
+    threads: int | None = None,
+    p99_ms: float | None = None,
+    rate: float | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> BenchReport:
+    """Put a session of the port under load, see `scenarios.run_scenarios`; its batches are not timed then.
+
+    Raises as `bench` does.
+    """
+    check_scenarios(names, p99_ms, rate)
+    check_seconds(seconds)
+    with load_session(bundle_path, runner=runner, variant=variant, threads=threads) as session:
+        images = session.bundle.evaluation().images
+        load = Load(logical_cores())
+        found = run_scenarios(session, images, names, seconds=seconds, p99_ms=p99_ms, rate=rate, progress=progress)
+        return BenchReport(
+            bundle=session.manifest.name,
+            version=session.manifest.version,
+            variant=session.variant.name,
+            machine=describe_machine(),
+            port=session.report,
+            original=None,
+            original_not_run="not run: scenarios are of the port alone",
+            seconds=seconds,
+            batches=(),
+            other_load=load.others(),
+            bundle_sha256=session.manifest.sha256,
+            scenarios=found,
+        )
+
+
+def port_subject(bundle: Bundle, variant: str | None, port: RunnerReport) -> Subject:
+    """What a baseline has to be of, to be one of this port."""
+    manifest = bundle.manifest
+    return Subject(
+        bundle=manifest.name,
+        version=manifest.version,
+        variant=bundle.variant(variant).name,
+        runner=port.name,
+        threads=port.threads,
+        machine=describe_machine(),
+    )
 
 
 def tiled(images: NDArray[np.uint8], batch: int) -> NDArray[np.uint8]:
@@ -113,10 +203,19 @@ def bench_table(report: BenchReport) -> Table:
     return Table(title=_title(report), columns=columns, rows=tuple(rows), notes=tuple(_notes(report)))
 
 
+def scenarios_table(report: BenchReport) -> Table:
+    """The scenarios of a report as text."""
+    if report.scenarios is None:
+        raise UsageError("this report has no scenarios")
+    notes = [*_loud(report), _machine_note(report)]
+    table = scenario_table(report.scenarios, _title(report))
+    return replace(table, notes=(*table.notes, *notes))
+
+
 def _check(batches: Sequence[int], seconds: float, threads: int | None) -> None:
     if not batches or min(batches) < 1:
         raise UsageError(f"batch sizes must be at least 1, found {', '.join(map(str, batches)) or 'none'}")
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise UsageError(f"the time for each batch size must be above 0 seconds, found {seconds}")
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, found {threads}")
@@ -170,21 +269,22 @@ def _torch_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _feeds(bundle: Bundle, batches: Sequence[int]) -> dict[int, dict[str, Array]]:
+    images, name = bundle.evaluation().images, bundle.manifest.inputs[0].name
+    return {batch: {name: tiled(images, batch)} for batch in batches}
+
+
 def _timed_batches(
-    bundle: Bundle,
     original: Runner | None,
     port: Runner,
-    batches: Sequence[int],
+    feeds: Mapping[int, Mapping[str, Array]],
     seconds: float,
-    progress: Callable[[str], None] | None,
+    progress: Callable[[str], None],
 ) -> tuple[BatchBench, ...]:
-    images = bundle.evaluation().images
     results = []
-    for batch in batches:
-        if progress:
-            progress(f"batch {batch}")
-        feeds = {bundle.manifest.inputs[0].name: tiled(images, batch)}
-        results.append(_timed_batch(original, port, feeds, batch, seconds))
+    for batch, images in feeds.items():
+        progress(f"batch {batch}")
+        results.append(_timed_batch(original, port, images, batch, seconds))
     return tuple(results)
 
 
@@ -234,11 +334,7 @@ def _described(runner: RunnerReport) -> str:
 
 def _notes(report: BenchReport) -> list[str]:
     notes = [f"original {report.original_not_run}"] if report.original_not_run else []
-    if report.other_load is not None and report.other_load > LOUD:
-        notes.append(
-            f"other work took {report.other_load:.0%} of the processor meanwhile: times are too long, and those of "
-            "several threads the most; repeat on a quiet machine"
-        )
+    notes += _loud(report)
     doubtful = [result for result in report.batches if result.paired and not result.paired.differs]
     if doubtful:
         sizes = ", ".join(str(result.batch) for result in doubtful)
@@ -246,9 +342,21 @@ def _notes(report: BenchReport) -> list[str]:
     cells = [(result.port.p90_ms, result.port.p99_ms) for result in report.batches]
     if any(None in pair for pair in cells):
         notes.append(f"{ABSENT}: too few samples for that percentile, more seconds bring more")
+    return [*notes, _machine_note(report)]
+
+
+def _loud(report: BenchReport) -> list[str]:
+    if report.other_load is None or report.other_load <= LOUD:
+        return []
+    return [
+        f"other work took {report.other_load:.0%} of the processor meanwhile: times are too long, and those of "
+        "several threads the most; repeat on a quiet machine"
+    ]
+
+
+def _machine_note(report: BenchReport) -> str:
     machine = report.machine
-    notes.append(f"machine {machine.key}: {machine.cpu}, {machine.cores} cores, {machine.os}")
-    return notes
+    return f"machine {machine.key}: {machine.cpu}, {machine.cores} cores, {machine.os}"
 
 
 def _ms(value: float | None) -> str:

@@ -1,9 +1,10 @@
-"""Port and original on the evaluation slice: where they differ most, and what neither gets right."""
+"""Ports and original on the evaluation slice: where they differ most, and what neither gets right."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import Bundle, Evaluation
-from trueport.runtime.runner import run_in_batches
+from trueport.runtime.errors import TrueportError
+from trueport.runtime.manifest import Variant
+from trueport.runtime.runner import Runner, RunnerOptions, run_in_batches
 from trueport.runtime.runners import open_runner
+from trueport.runtime.runners.written import WRITTEN, open_written
 from trueport.runtime.scores import sigmoid, softmax
 
 from .wording import number, percent
@@ -46,6 +50,8 @@ class Sample:
     difference: str
     """Largest absolute difference of its logits."""
     flip: bool
+    change: str
+    """What a flip did: `lost`, where only the original is right, `won`, where only the port is, or neither."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,27 +105,100 @@ class Answers:
             sure = softmax(self.original).max(axis=1)
         return [index for index in np.argsort(-sure, kind="stable").tolist() if wrong[index]]
 
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """(N,): only the original is right."""
+        return np.asarray(self.right(self.original) & ~self.right(self.port))
+
+    @property
+    def won(self) -> NDArray[np.bool_]:
+        """(N,): only the port is right."""
+        return np.asarray(self.right(self.port) & ~self.right(self.original))
+
     def confusion(self) -> NDArray[np.int64]:
         """(K, K): pictures of each true class (row) by the port's answer (column); there is none of several labels."""
-        matrix = np.zeros((self.port.shape[1],) * 2, np.int64)
-        np.add.at(matrix, (self.labels, self.port.argmax(1)), 1)
+        return self._confusion(self.port)
+
+    def changes(self) -> NDArray[np.int64]:
+        """(K, K): the port's confusion matrix minus the original's."""
+        return self._confusion(self.port) - self._confusion(self.original)
+
+    def changed_kinds(self) -> list[tuple[tuple[int, int, int], int]]:
+        """(true class, the original's answer, the port's) and how many pictures, of all flips; the most frequent first.
+
+        There are none of several labels.
+        """
+        triples = zip(self.labels.tolist(), self.original.argmax(1).tolist(), self.port.argmax(1).tolist(), strict=True)
+        counts = Counter(triple for triple in triples if triple[1] != triple[2])
+        return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+    def _confusion(self, logits: NDArray[np.float64]) -> NDArray[np.int64]:
+        matrix = np.zeros((logits.shape[1],) * 2, np.int64)
+        np.add.at(matrix, (self.labels, logits.argmax(1)), 1)
         return matrix
 
 
-def answers_of_both(bundle: Bundle, evaluation: Evaluation, runner: str, variant: str) -> Answers:
-    """Ask the port anew; the original's answers are those that were recorded. Raises as `open_runner` does."""
-    opened = open_runner(bundle, runner, variant)
+@dataclass(frozen=True, eq=False)
+class Port:
+    """One variant on one runner, asked for the evaluation slice."""
+
+    variant: Variant
+    runner: str
+    answers: Answers | None
+    why: str = ""
+    """It could not be asked here; empty where it could."""
+
+    @property
+    def name(self) -> str:
+        """As people read it."""
+        return f"{self.variant.name} on {self.runner}"
+
+
+def asked_port(bundle: Bundle, evaluation: Evaluation, runner: str, variant: Variant) -> Port:
+    """Ask one port; what it can't answer, or why it can't be opened here, is told and not raised."""
     try:
-        port = run_in_batches(opened, evaluation.images)
+        return Port(variant, runner, answers_of_both(bundle, evaluation, runner, variant.name))
+    except TrueportError as error:
+        return Port(variant, runner, None, str(error))
+    except Exception as error:  # noqa: BLE001 — a library's own, of a graph that it opens and can't run
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return Port(variant, runner, None, f"it can't answer: {why}")
+
+
+def answers_of_both(bundle: Bundle, evaluation: Evaluation, runner: str, variant: str) -> Answers:
+    """Ask the port anew; the original's answers are those that were recorded.
+
+    runner: also `written`. Raises as `open_runner` does, and ValueError for logits of another shape.
+    """
+    opened = _opened(bundle, runner, variant)
+    try:
+        port = _answered(opened, evaluation.images)
     finally:
         opened.close()
+    if port.shape != evaluation.logits.shape:
+        raise ValueError(f"expected logits {list(evaluation.logits.shape)}, found {list(port.shape)}")
     return Answers(evaluation.labels, evaluation.logits.astype(np.float64), port.astype(np.float64))
+
+
+def _opened(bundle: Bundle, runner: str, variant: str) -> Runner:
+    if runner == WRITTEN:
+        return open_written(bundle, bundle.variant(variant), RunnerOptions())
+    return open_runner(bundle, runner, variant)
+
+
+def _answered(runner: Runner, images: NDArray[np.uint8]) -> NDArray[Any]:
+    """In batches; one by one where those are refused."""
+    try:
+        return run_in_batches(runner, images)
+    except Exception:  # noqa: BLE001 — whatever the library raises; what it raises for single rows is told
+        return run_in_batches(runner, images, 1)
 
 
 def samples(
     indices: Iterable[int], answers: Answers, images: NDArray[np.uint8], labels: Sequence[str]
 ) -> Iterator[Sample]:
     """These pictures of the slice, ready to be shown."""
+    flips, lost, won = answers.flips, answers.lost, answers.won
     for index in indices:
         pixels, truth = images[index], answers.labels[index]
         yield Sample(
@@ -130,7 +209,8 @@ def samples(
             original=_answer(answers.original[index], truth, labels),
             port=_answer(answers.port[index], truth, labels),
             difference=number(float(answers.largest[index])),
-            flip=bool(answers.flips[index]),
+            flip=bool(flips[index]),
+            change="lost" if lost[index] else "won" if won[index] else "",
         )
 
 

@@ -1,9 +1,12 @@
-"""The report's figures as inline SVG: text stays text, colours are the page's, same data gives the same bytes."""
+"""Figures as inline SVG: text stays text, colours are the page's, same data gives the same bytes.
+
+Here are those of a training and of its confusions, and what all figures share; the others are drawn by
+`fidelity_plots` and `latency_plots`.
+"""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 import textwrap
 import warnings
@@ -21,9 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from trueport.runtime.atomic import write_bytes
-from trueport.runtime.manifest import Bounds
 
-from .bench import BatchBench
 from .run_folder import EpochMetrics
 from .wording import number
 
@@ -82,7 +83,7 @@ def loss_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
         _curve(axes, metrics, "validation_loss", "validation", ACCENT, "-")
         if min(losses) > 0:
             axes.set_yscale("log")
-            _plain_log(axes.yaxis, max(losses) / min(losses))
+            plain_log(axes.yaxis, max(losses) / min(losses))
         _best(axes, best_epoch, best.validation_loss)
         axes.set_ylabel("loss")
 
@@ -91,7 +92,7 @@ def loss_svg(metrics: Sequence[EpochMetrics], best_epoch: int) -> str:
         f"{number(metrics[-1].train_loss)}, validation from {number(metrics[0].validation_loss)} to "
         f"{number(metrics[-1].validation_loss)}; {number(best.validation_loss)} at the best epoch, {best_epoch}."
     )
-    return _svg("loss", alt, 215, draw)
+    return svg("loss", alt, 215, draw)
 
 
 def score_svg(metrics: Sequence[EpochMetrics], best_epoch: int, metric: str) -> str:
@@ -108,7 +109,7 @@ def score_svg(metrics: Sequence[EpochMetrics], best_epoch: int, metric: str) -> 
         f"Validation, {metric}, over {len(metrics)} epochs: from {metrics[0].validation_score:.2%} to "
         f"{metrics[-1].validation_score:.2%}, {best.validation_score:.2%} at the best epoch, {best_epoch}."
     )
-    return _svg("score", alt, 215, draw)
+    return svg("score", alt, 215, draw)
 
 
 def _curve(axes: Axes, metrics: Sequence[EpochMetrics], name: str, label: str, colour: str, line: str) -> None:
@@ -123,132 +124,7 @@ def _best(axes: Axes, epoch: int, value: float) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.grid(axis="y")
-    _legend(axes, 3)
-
-
-def differences_svg(differences: NDArray[np.float64], bounds: Bounds) -> str:
-    """How far the port's logits are from the original's: a histogram of the absolute differences above zero, any shape.
-
-    Raises ValueError where none is finite and above zero.
-    """
-    finite = differences[np.isfinite(differences)]
-    shown = finite[finite > 0]
-    if not shown.size:
-        raise ValueError("expected a difference above zero, found none")
-    largest = float(shown.max())
-    # Floats differ by multiples of powers of two: bins of any other width would show gaps that mean nothing.
-    last = math.ceil(math.log2(largest)) + (math.log2(largest) == math.ceil(math.log2(largest)))
-    first = max(math.floor(math.log2(float(shown.min()))), last - 40)
-    edges = 2.0 ** np.arange(first, last + 1)
-    counts, _ = np.histogram(np.maximum(shown, edges[0]), edges)
-    beyond = largest > bounds.max_abs
-
-    def draw(axes: Axes) -> None:
-        axes.set_xscale("log")
-        axes.bar(
-            edges[:-1],
-            100 * counts / differences.size,
-            np.diff(edges),
-            align="edge",
-            color=PORT,
-            alpha=0.6,
-            linewidth=0,
-        )
-        axes.axvline(bounds.noise_max_abs, color=SOFT, linestyle=":", linewidth=1.8, label="original's own noise")
-        axes.axvline(largest, color=WRONG if beyond else PORT, linewidth=1.8, label="largest here")
-        axes.axvline(bounds.max_abs, color=INK, linestyle="--", linewidth=1.8, label="allowed")
-        if beyond:
-            axes.axvspan(bounds.max_abs, edges[-1], color=WRONG, alpha=0.15, linewidth=0)
-        axes.set_xlim(edges[0] / 2, 3 * max(edges[-1], bounds.max_abs))
-        _plain_log(axes.xaxis, edges[-1] / edges[0])
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-        axes.set_xlabel("absolute difference of a logit")
-        axes.set_ylabel("share of logits")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        _legend(axes, 3)
-
-    side = "beyond" if beyond else "within"
-    alt = (
-        f"Histogram of the absolute differences between the logits of port and original, on a logarithmic scale. The "
-        f"largest is {number(largest)}, {side} the allowed {number(bounds.max_abs)}; the original's own noise reaches "
-        f"{number(bounds.noise_max_abs)}."
-    )
-    return _svg("differences", alt, 225, draw)
-
-
-def latency_svg(batches: Sequence[BatchBench]) -> str:
-    """Time of one call by batch size, original beside port: median, and from the fastest to the 90th percentile."""
-
-    def draw(axes: Axes) -> None:
-        axes.set_xscale("log")
-        longest = 0.0
-        for row, result in enumerate(batches):
-            sides = [(result.paired.a, -0.17, "o", ORIGINAL)] if result.paired else []
-            for side, shift, marker, colour in (*sides, (result.port, 0.17 if sides else 0.0, "s", PORT)):
-                name = ("port" if side is result.port else "original") if row == 0 else None
-                right = max(side.p90_ms or side.median_ms, side.median_ms)
-                axes.plot([side.min_ms, right], [row + shift] * 2, color=colour, linewidth=2, alpha=0.6)
-                axes.plot([side.median_ms], [row + shift], marker, color=colour, markersize=6, label=name)
-                axes.annotate(
-                    f"{number(side.median_ms)} ms", (right, row + shift), (7, 0),
-                    textcoords="offset points", va="center", fontsize=8.5,
-                )  # fmt: skip
-                longest = max(longest, right)
-        axes.set_xlim(right=axes.get_xlim()[1] * (axes.get_xlim()[1] / axes.get_xlim()[0]) ** 0.35)
-        _rows(axes, batches)
-        _plain_log(axes.xaxis, axes.get_xlim()[1] / axes.get_xlim()[0])
-        axes.set_xlabel("milliseconds for one call")
-        _legend(axes, 2)
-
-    told = (
-        f"batch {result.batch}: "
-        + (f"original {number(result.paired.a.median_ms)}, " if result.paired else "")
-        + f"port {number(result.port.median_ms)}"
-        for result in batches
-    )
-    return _svg("latency", f"Median milliseconds for one call. {'; '.join(told)}.", 90 + 48 * len(batches), draw)
-
-
-def speedup_svg(batches: Sequence[BatchBench]) -> str:
-    """How many times faster the port is, with 95 % intervals, over what noise alone could show."""
-    shown = [(result.batch, result.paired) for result in batches if result.paired]
-
-    def draw(axes: Axes) -> None:
-        axes.set_xscale("log")
-        for row, (_, paired) in enumerate(shown):
-            axes.add_patch(
-                Rectangle(
-                    (1 / (1 + paired.noise), row - 0.3), 1 + paired.noise - 1 / (1 + paired.noise), 0.6,
-                    facecolor=SOFT, alpha=0.3, linewidth=0, label=None if row else "noise",
-                )
-            )  # fmt: skip
-            axes.plot([paired.ratio_low, paired.ratio_high], [row] * 2, "|-", color=PORT, linewidth=2, markersize=9)
-            axes.plot([paired.ratio], [row], "s", color=PORT, markersize=7, label=None if row else "times faster")
-            axes.annotate(
-                f"{paired.ratio:.3g}×", (paired.ratio, row), (0, 9),
-                textcoords="offset points", ha="center", fontsize=8.5,
-            )  # fmt: skip
-        axes.axvline(1, color=INK, linestyle="--", linewidth=1.4, label="as fast")
-        reach = [value for _, paired in shown for value in (paired.ratio_low, paired.ratio_high, 1 + paired.noise)]
-        axes.set_xlim(min(0.7, *(0.8 / value for value in reach[2::3]), *reach), 1.4 * max(1.5, *reach))
-        _rows(axes, [result for result in batches if result.paired])
-        _plain_log(axes.xaxis, axes.get_xlim()[1] / axes.get_xlim()[0])
-        axes.set_xlabel("times faster than the original")
-        _legend(axes, 3)
-
-    told = (
-        f"batch {batch}: {paired.ratio:.3g} times, interval {paired.ratio_low:.3g} to {paired.ratio_high:.3g}"
-        for batch, paired in shown
-    )
-    return _svg("speedup", f"How many times faster the port is. {'; '.join(told)}.", 90 + 48 * len(shown), draw)
-
-
-def _rows(axes: Axes, batches: Sequence[BatchBench]) -> None:
-    axes.set_yticks(range(len(batches)), [f"batch {result.batch}" for result in batches])
-    axes.set_ylim(len(batches) - 0.4, -0.6)
-    axes.grid(axis="x")
-    axes.set_axisbelow(True)
+    legend(axes, 3)
 
 
 def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
@@ -256,7 +132,7 @@ def confusion_svg(matrix: NDArray[np.int64], labels: Sequence[str]) -> str:
     classes, right, total = len(labels), int(np.trace(matrix)), int(matrix.sum())
     draw, side = _confusion(matrix, labels, {}, "answer of the port")
     alt = f"Confusion matrix of {classes} classes: {right} of {total} pictures are on the diagonal, answered rightly."
-    return _svg("confusion", alt, side, draw, width_pt=max(WIDTH_PT if classes <= 10 else 0, side))
+    return svg("confusion", alt, side, draw, width_pt=max(WIDTH_PT if classes <= 10 else 0, side))
 
 
 def confusion_file(file: Path, matrix: NDArray[np.int64], labels: Sequence[str], title: str) -> None:
@@ -312,13 +188,14 @@ def _confusion(
     return draw, side
 
 
-def _legend(axes: Axes, columns: int) -> None:
+def legend(axes: Axes, columns: int) -> None:
+    """What the marks mean, above the figure."""
     figure = axes.get_figure()
     if isinstance(figure, Figure):
         figure.legend(loc="outside upper left", ncols=columns, handlelength=1.6, columnspacing=1.2, borderaxespad=0)
 
 
-def _plain_log(axis: Any, spread: float) -> None:
+def plain_log(axis: Any, spread: float) -> None:
     """Ticks of a logarithmic axis as plain numbers: at every 1, 2 and 5 where few decades are shown."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if spread < 50 else (1.0,), numticks=7))
     axis.set_major_formatter(
@@ -329,7 +206,7 @@ def _plain_log(axis: Any, spread: float) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _svg(name: str, alt: str, height_pt: float, draw: Callable[[Axes], None], width_pt: float = WIDTH_PT) -> str:
+def svg(name: str, alt: str, height_pt: float, draw: Callable[[Axes], None], width_pt: float = WIDTH_PT) -> str:
     """Draw into a figure of its own and cut out the element; ids get the name, as all figures share one page."""
     buffer = io.StringIO()
     with mpl.rc_context(STYLE), warnings.catch_warnings():

@@ -56,7 +56,7 @@ def trueport_bundle(pytestconfig: pytest.Config) -> Bundle:
 def bundle_path(config: pytest.Config) -> Path | None:
     """What was named, absolute; the command line wins."""
     if named := config.getoption(OPTION):
-        return config.invocation_params.dir / named
+        return config.invocation_params.dir / str(named)
     if written := config.getini(INI):
         return (config.inipath.parent if config.inipath else config.rootpath) / str(written)
     return None

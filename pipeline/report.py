@@ -1,87 +1,188 @@
-"""report: all that the main job found out, in one HTML file that loads nothing, for screens, phones and paper."""
+"""report: all that is known of a bundle's fidelity, in one HTML file that loads nothing: screens, phones, paper."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+import msgspec
 
 from trueport.runtime.atomic import write_text
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import UsageError, missing_extra
+from trueport.runtime.runners import DEFAULT
+from trueport.runtime.runners.reached import shown
+from trueport.runtime.runners.written import WRITTEN
 
 from .bench import BenchReport, bench_table
-from .check import CheckReport
-from .disagreement import Answers, answers_of_both, samples
-from .evaluation import judged
+from .check import CheckReport, check_bundle
+from .drift import drift_of
+from .explanation_words import told
 from .run_folder import Run
-from .wording import gate_from_verdict, headline, machine_words, number, percent, size
+from .wording import headline, machine_words, number, percent, remarks, size, subjects
 
 try:
     import tomli_w
     from jinja2 import Environment, StrictUndefined
 
-    from . import plots
+    from . import fidelity_plots, latency_plots, plots
+    from .report_ports import asked_ports, both_wrong, changes, closeness, confusions, main_port, pictures
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "jinja2", "train", "the report") from error
 
-TEMPLATE = "report.html.jinja"
-SHOWN = 10
-"""Most pictures, and most kinds of confusion, in each list."""
+TEMPLATE, STYLE = "report.html.jinja", "report.css"
+Decoded = TypeVar("Decoded", CheckReport, BenchReport)
 
 
-def write_report(out: Path, run: Run | None, bundle: Bundle, check: CheckReport, bench: BenchReport) -> None:
+def write_report(
+    out: Path,
+    run: Run | None,
+    bundle: Bundle,
+    check: CheckReport,
+    bench: BenchReport | None,
+    *,
+    trust_code: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
     """Put the report at `out` in one step. Raises as `report_html` does."""
-    write_text(out, report_html(run, bundle, check, bench))
+    write_text(out, report_html(run, bundle, check, bench, trust_code=trust_code, progress=progress))
 
 
-def report_html(run: Run | None, bundle: Bundle, check: CheckReport, bench: BenchReport) -> str:
-    """The report as HTML; the same inputs give the same bytes. run: None where the bundle came without its run.
+def report_file(
+    path: Path,
+    out: Path,
+    *,
+    check_file: Path | None = None,
+    bench_file: Path | None = None,
+    run: Path | None = None,
+    runners: Sequence[str] = (DEFAULT,),
+    threads: int | None = None,
+    trust_code: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Put the report on the bundle at `path` into `out`.
 
-    The port, in the variant and on the runner of `bench`, answers the evaluation slice anew.
-    Raises UsageError where a report is of another bundle, MissingError where this machine lacks that runner.
+    check_file, bench_file: JSON of those commands. Without the first the bundle is checked, on these runners, and what
+    failed is traced; without the second nothing is said of speed. Raises UsageError for a file that is no such JSON or
+    is of another bundle, and what `check` raises.
     """
-    for kind, report in (("check", check), ("bench", bench)):
-        if report.bundle != bundle.manifest.name:
-            raise UsageError(
-                f"expected the {kind} report of {bundle.manifest.name}, found that of {report.bundle}: "
-                f"run `trueport {kind}` on {bundle.path}"
-            )
+    bundle = Bundle.open(path)
+    trained = Run.open(run) if run else None
+    timed = _decoded(bench_file, BenchReport, "bench") if bench_file else None
+    checked = _decoded(check_file, CheckReport, "check") if check_file else None
+    if checked is None:
+        checked = check_bundle(
+            path, explain=True, runners=runners, threads=threads, trust_code=trust_code, progress=progress
+        )
+    write_report(out, trained, bundle, checked, timed, trust_code=trust_code, progress=progress)
+
+
+def _decoded(file: Path, kind: type[Decoded], command: str) -> Decoded:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"expected the JSON of `trueport {command} --json` in {file}, found something else ({error}): write it anew"
+        ) from error
+
+
+def report_html(
+    run: Run | None,
+    bundle: Bundle,
+    check: CheckReport,
+    bench: BenchReport | None,
+    *,
+    trust_code: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> str:
+    """The report as HTML; the same inputs give the same bytes.
+
+    run: None where the bundle came without its run. bench: None where nothing was timed. trust_code: run the code that
+    the bundle names where its original needs that; the run's own is trusted. progress is told what is being asked.
+    Every port that `check` opened answers the evaluation slice anew, and layers are compared where that can be done
+    here; what can't be is told on the page. Raises UsageError where a report or the run is of another bundle.
+    """
+    refuse_foreign(run, bundle, check, bench)
     evaluation = bundle.evaluation()
-    answers = answers_of_both(bundle, evaluation, bench.port.name, bench.variant)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "percent": percent, "share": _share, "size": size}
-    template = environment.from_string((resources.files(__package__) / TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    ports = asked_ports(bundle, evaluation, check, bench, progress)
+    main = next((port for port in ports if port.answers is not None), None)
+    return _template().render(
+        style=_resource(STYLE),
         manifest=bundle.manifest,
+        labels=bundle.manifest.labels,
+        several=evaluation.labels.ndim == 2,
+        count=len(evaluation.labels),
         run=run.info if run else None,
         headline=headline(check),
-        gates=[gate_from_verdict(verdict) for verdict in check.verdicts],
+        remarks=remarks(check),
+        subjects=subjects(check),
+        explanations=told(check.explanations),
         reference=check.reference,
-        subject=f"{bench.variant} on {bench.port.name}",
-        variant=bundle.variant(bench.variant),
-        file=bundle.manifest.files[bundle.variant(bench.variant).file],
+        overridden=check.overridden,
         machine=machine_words(check.machine),
-        machine_key=check.machine.key,
-        count=len(answers.labels),
-        several=answers.several,
-        port_accuracy=float(np.mean(answers.right(answers.port))),
-        original_accuracy=float(np.mean(answers.right(answers.original))),
-        wrong=int(np.sum(~answers.right(answers.port))),
-        flips=int(answers.flips.sum()),
-        judged=judged(answers.port, answers.labels, bundle.manifest.labels),
-        **_parity(answers, bundle, bench),
-        **_confusions(answers, bundle.manifest.labels),
-        **_pictures(answers, evaluation.images, bundle.manifest.labels),
-        **_speed(bench),
+        ports=[closeness(port, index) for index, port in enumerate(ports)],
+        main=main_port(main, bundle) if main else None,
+        confusion=confusions(main.answers, bundle.manifest.labels) if main and main.answers else None,
+        changed=[found for index, port in enumerate(ports) if (found := changes(port, index, bundle.manifest.labels))],
+        pictures=pictures(ports, main, evaluation, bundle.manifest.labels),
+        both_wrong=both_wrong(main, evaluation, bundle.manifest.labels),
+        drift=_drift(bundle, run, trust_code, progress),
+        speed=_speed(bench) if bench else None,
+        bench=bench,
         **_training(run),
         **_origin(bundle, check, bench),
     )
+
+
+def refuse_foreign(run: Run | None, bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> None:
+    """Raise UsageError where one of them is not of this bundle."""
+    manifest = bundle.manifest
+    for kind, report in (("check", check), ("bench", bench)):
+        if report and (report.bundle, report.version) != (manifest.name, manifest.version):
+            raise UsageError(
+                f"expected the {kind} report of {manifest.name} {manifest.version}, found that of "
+                f"{report.bundle} {report.version}: run `trueport {kind}` on {bundle.path}"
+            )
+    if bench and bench.bundle_sha256 not in ("", manifest.sha256):
+        raise UsageError(
+            f"expected the bench report of {bundle.path}, found that of another bundle of the same name: "
+            f"run `trueport bench` on it"
+        )
+    if (other := _other_bound(bundle, check)) is not None:
+        raise UsageError(
+            f"expected the check report of {bundle.path}, found one with another bound for {other}, of another bundle "
+            f"of the same name: run `trueport check` on it"
+        )
+    if run and run.info.weights_sha256 != manifest.provenance.weights_sha256:
+        raise UsageError(
+            f"expected the run that {bundle.path} was exported from, found {run.path} with other weights: name the "
+            "other run, or export this one"
+        )
+
+
+def _other_bound(bundle: Bundle, check: CheckReport) -> str | None:
+    """A bound that the report judged by and the bundle does not have: bounds come from the original's own noise."""
+    variants = {variant.name: variant for variant in bundle.manifest.variants}
+    for verdict in check.verdicts:
+        if verdict.gate != "parity" or "max_abs" not in verdict.allowed:
+            continue
+        variant, key = variants.get(verdict.variant), f"{verdict.variant}.max_abs"
+        if variant is None or (key not in check.overridden and variant.bounds.max_abs != verdict.allowed["max_abs"]):
+            return key
+    return None
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "percent": percent, "share": _share, "size": size, "whole": "{:,}".format}
+    return environment.from_string(_resource(TEMPLATE))
+
+
+def _resource(name: str) -> str:
+    return (resources.files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _share(value: float | None) -> str:
@@ -89,55 +190,21 @@ def _share(value: float | None) -> str:
     return "none" if value is None else percent(value)
 
 
-def _parity(answers: Answers, bundle: Bundle, bench: BenchReport) -> dict[str, Any]:
-    differences = answers.differences
-    some = bool((differences[np.isfinite(differences)] > 0).any())
-    bounds = bundle.variant(bench.variant).bounds
-    return {
-        "bounds": bounds,
-        "equal_logits": float(np.mean(differences == 0)),
-        "broken_logits": int(np.sum(~np.isfinite(differences))),
-        "differences_svg": plots.differences_svg(differences, bounds) if some else None,
-        "largest_difference": float(answers.largest.max()),
-    }
-
-
-def _confusions(answers: Answers, labels: Sequence[str]) -> dict[str, Any]:
-    if answers.several:
-        return {"confusion_svg": None, "confusions": [], "confusion_kinds": 0}
-    matrix = answers.confusion()
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]
-    pairs = [(int(index) // len(labels), int(index) % len(labels)) for index in order]
-    return {
-        "confusion_svg": plots.confusion_svg(matrix, labels),
-        "confusions": [
-            (labels[true], labels[answer], int(wrong[true, answer]), int(matrix[true].sum()))
-            for true, answer in pairs
-            if wrong[true, answer]
-        ],
-        "confusion_kinds": int(np.count_nonzero(wrong)),
-    }
-
-
-def _pictures(answers: Answers, images: NDArray[np.uint8], labels: Sequence[str]) -> dict[str, Any]:
-    worst, wrong = answers.worst(), answers.both_wrong()
-    return {
-        "differing": len(worst),
-        "worst": list(samples(worst[:SHOWN], answers, images, labels)),
-        "both_wrong_count": len(wrong),
-        "both_wrong": list(samples(wrong[:SHOWN], answers, images, labels)),
-    }
+def _drift(bundle: Bundle, run: Run | None, trust_code: bool, progress: Callable[[str], None]) -> dict[str, Any]:
+    own = run is not None and run.info.arch == bundle.manifest.provenance.arch  # a run is the user's, and so its code
+    drift = drift_of(bundle, trust_code or own, progress)
+    return {"drift": drift, "svg": fidelity_plots.drift_svg(drift) if drift.layers else None}
 
 
 def _speed(bench: BenchReport) -> dict[str, Any]:
     paired = any(result.paired for result in bench.batches)
     return {
-        "bench": bench,
-        "bench_table": bench_table(bench),
-        "latency_svg": plots.latency_svg(bench.batches),
-        "speedup_svg": plots.speedup_svg(bench.batches) if paired else None,
+        "table": bench_table(bench),
+        "latency_svg": latency_plots.latency_svg(bench.batches),
+        "speedup_svg": latency_plots.speedup_svg(bench.batches) if paired else None,
+        "distributed": any(result.port.quantiles for result in bench.batches),
         "single": bench.batches[0],
+        "subject": f"{bench.variant} on {bench.port.name}",
     }
 
 
@@ -151,36 +218,55 @@ def _training(run: Run | None) -> dict[str, Any]:
     }
 
 
-def _origin(bundle: Bundle, check: CheckReport, bench: BenchReport) -> dict[str, Any]:
-    origin, here = bundle.manifest.provenance, check.machine.versions
-    name = shlex.quote(str(bundle.path))
-    runners = "".join(f" --runner {name}" for name in dict.fromkeys(report.name for report in check.runners))
-    batches = ",".join(str(result.batch) for result in bench.batches)
+def _origin(bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> dict[str, Any]:
+    manifest, here = bundle.manifest, check.machine.versions
+    origin, longest = manifest.provenance, max(check.seconds.values(), default=0.0)
     return {
         "origin": origin,
-        "commands": (
-            ("Check it again", f"trueport check {name}{runners}"),
-            (
-                "Time it again",
-                f"trueport bench {name} --variant {bench.variant} --runner {bench.port.name} --threads "
-                f"{bench.port.threads} --batch {batches} --seconds {bench.seconds:g}",
-            ),
-            ("Classify a picture", f"trueport predict {name} picture.png"),
-            ("Serve it over HTTP", f"trueport serve {name}"),
-        ),
+        "here": check.machine,
+        "runners": [
+            *dict.fromkeys(
+                (one.name, one.provider, one.device, one.threads, shown(one.layers) if one.layers else "")
+                for one in check.runners
+            )
+        ],
+        "seconds": [(name, spent, spent / longest if longest else 0.0) for name, spent in check.seconds.items()],
+        "total_seconds": sum(check.seconds.values()),
+        "commands": _commands(bundle, check, bench),
         "versions": [(key, origin.versions.get(key), here.get(key)) for key in {**origin.versions, **here}],
         "recipe": tomli_w.dumps(_without_none(origin.recipe)) if origin.recipe else "",
         "fingerprints": (
-            ("bundle (manifest)", bundle.manifest.sha256),
-            (
-                f"graph ({bundle.variant(bench.variant).file})",
-                bundle.manifest.files[bundle.variant(bench.variant).file].sha256,
-            ),
+            ("bundle (manifest)", manifest.sha256),
+            *((f"graph ({variant.file})", manifest.files[variant.file].sha256) for variant in manifest.variants),
             ("weights", origin.weights_sha256),
             (f"data ({origin.data})", origin.data_sha256),
             ("split", origin.split_sha256),
         ),
     }
+
+
+def _commands(bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> list[tuple[str, str]]:
+    name = shlex.quote(str(bundle.path))
+    ran = dict.fromkeys(report.name for report in check.runners if report.name != WRITTEN)
+    runners = "".join(f" --runner {runner}" for runner in ran)
+    bounds = "".join(f" --bound {key}={value:g}" for key, value in check.overridden.items())
+    commands = [("Check it again", f"trueport check {name}{runners}{bounds} --json check.json")]
+    if not check:
+        commands.append(("Trace what failed", f"trueport check {name}{runners}{bounds} --explain"))
+    timed = ""
+    if bench:
+        batches, timed = ",".join(str(result.batch) for result in bench.batches), " --bench bench.json"
+        commands.append((
+            "Time it again",
+            f"trueport bench {name} --variant {bench.variant} --runner {bench.port.name} --threads "
+            f"{bench.port.threads} --batch {batches} --seconds {bench.seconds:g} --json bench.json",
+        ))  # fmt: skip
+    return [
+        *commands,
+        ("Make this page again", f"trueport report {name} --check check.json{timed}"),
+        ("Classify a picture", f"trueport predict {name} picture.png"),
+        ("Serve it over HTTP", f"trueport serve {name}"),
+    ]
 
 
 def _without_none(value: Any) -> Any:

@@ -81,8 +81,12 @@ class SelfTestReport(msgspec.Struct, frozen=True, kw_only=True):
     planted: int = 0
     """Faults that apply: that change what somebody gets."""
     caught: int = 0
+    refused: int = 0
+    """Of those caught, deployments that were refused with a sentence before any gate could judge them."""
+    traced: int = 0
+    """Of those caught, how many an explanation traced to a stage."""
     named_right: int = 0
-    """Of those caught, how many were traced to the stage that they are in."""
+    """Of those traced, how many to the stage that they are in."""
     seconds: float = 0.0
 
     def __bool__(self) -> bool:
@@ -97,12 +101,14 @@ def self_test(
     only: Sequence[str] = (),
     threads: int | None = None,
     trust_code: bool = False,
+    explained: bool = True,
     progress: Progress = lambda _: None,
 ) -> SelfTestReport:
     """Plant every fault into copies of a bundle, and see which of them `check` catches.
 
     runner: that the variants are judged on; those that it does not take are judged as they are written.
-    only: names of faults; none: all. trust_code: as `check` has it. progress is told each fault as it is planted.
+    only: names of faults; none: all. trust_code: as `check` has it. explained: trace each to its stage, which takes
+    most of the time. progress is told each fault as it is planted.
     Raises UsageError for an unknown runner or fault, BundleError for a bundle that is not to be trusted, MissingError
     where the runner can't be had here.
     """
@@ -110,7 +116,7 @@ def self_test(
     if runner not in RUNNERS:
         raise unknown_name("runner", runner, RUNNERS)
     deployment, begun = Deployment(Bundle.open(path)), time.perf_counter()
-    bench = _Bench(deployment, runner, RunnerOptions(threads=threads), trust_code, progress)
+    bench = _Bench(deployment, runner, RunnerOptions(threads=threads), trust_code, explained, progress)
     progress("the unharmed bundle")
     control = bench.check(deployment, (), (runner,))
     bench.doubtful = {(verdict.gate, verdict.variant) for verdict in control.undecided}
@@ -126,6 +132,8 @@ def self_test(
         faults=planted,
         planted=sum(one.status != "does not apply" for one in planted),
         caught=len(caught),
+        refused=sum(bool(one.refusal) for one in caught),
+        traced=sum(one.named is not None for one in caught),
         named_right=sum(one.named_right for one in caught),
         seconds=round(time.perf_counter() - begun, 3),
     )
@@ -145,6 +153,7 @@ class _Bench:
     runner: str
     options: RunnerOptions
     trust_code: bool
+    explained: bool
     progress: Progress
 
     def __post_init__(self) -> None:
@@ -203,6 +212,8 @@ class _Bench:
         return tuple(dict.fromkeys(one.gate for one in (*report.failed, *undecided)))
 
     def _explanations(self, faulty: Deployment, report: CheckReport) -> tuple[Explanation, ...]:
+        if not self.explained:
+            return ()
         from .explain import explain
 
         return explain(faulty, report, threads=self.options.threads, trust_code=self.trust_code)
@@ -263,18 +274,20 @@ def _row(one: PlantedFault) -> tuple[str, ...]:
     if one.status == "does not apply":
         return one.title, one.stage, one.status, one.reason, "", ""
     seen = one.refusal or ", ".join(one.gates) or f"nothing, though {one.harm}"
-    traced = one.named or ""
+    traced = str(one.named or "")
     if one.named and not one.named_right:
-        traced = f"{one.named} (wrong)"
+        traced += " (wrong)"
     return one.title, one.stage, one.status, seen, traced, f"{one.seconds:.1f}"
 
 
 def self_test_summary(report: SelfTestReport) -> str:
     """The result in a line."""
     if not report.healthy:
-        return "NOTHING WAS PLANTED: the unharmed bundle fails; run trueport check on it first"
-    beside = len(report.faults) - report.planted
-    return (
-        f"{report.caught} of {report.planted} planted faults caught, {report.named_right} of {report.caught} traced to "
-        f"their stage; {beside} do not apply to this bundle; {report.seconds:.0f} s"
-    )
+        return "NOTHING WAS PLANTED: the unharmed bundle fails; `trueport check` tells why"
+    told = [f"{report.caught} of {report.planted} planted faults caught"]
+    if report.refused:
+        told.append(f"{report.refused} of them refused outright")
+    if report.traced:
+        told.append(f"{report.named_right} of {report.traced} traced to their stage")
+    told.append(f"{len(report.faults) - report.planted} do not apply to this bundle")
+    return f"{', '.join(told)}; {report.seconds:.0f} s"

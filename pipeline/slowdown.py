@@ -26,7 +26,7 @@ FALSE_ALARMS = 0.05
 """At most, of all verdicts of one run together, where nothing got slower."""
 POWER = 0.95
 """With which the smallest slowdown that is told can be seen."""
-LOOKS = (1, 1, 2)
+LOOKS = (1, 1, 2, 4)
 """So many times the seconds given are measured before each look, until a look decides."""
 HOPELESS = 100
 """So many times the measurement are not asked for: then it lies on the margin itself."""

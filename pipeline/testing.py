@@ -92,7 +92,7 @@ def _explained(
         from .explain import explain
 
         found = explain(deployment, report, threads=threads, trust_code=trust_code)
-    except (MissingError, TrustError) as error:
+    except (ImportError, MissingError, TrustError) as error:  # what failed is to be told all the same
         return report, f"\nnot explained: {error}"
     return msgspec.structs.replace(report, explanations=found), ""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from trueport.runtime.machine import Machine
 from trueport.runtime.verdict import Verdict
 
-from .check import CheckReport
+from .check import OPENING, CheckReport
 
 MEANINGS = {
-    "evidence": "The pictures are different ones, and enough of them, to show what a port that is not faithful changes.",
+    "evidence": "The pictures are different ones, and enough of them, to show what an unfaithful port changes.",
     "labels": "Every class stands where it stood in training: in the manifest, in the graphs, in what embeds them.",
     "contract": "The runner runs what was asked for: the same tensors, the provider and the precision, no fallback.",
     "parity": "The port computes the original's numbers, up to the rounding that the original itself shows.",
@@ -62,6 +63,12 @@ MEASURES = {
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+BOUND_OF = {"drop_high": "max_drop"}
+"""The bound behind a limit, where it has another name."""
+NOISE = "noise_"
+"""In front of the name of a measurement: its noise at export."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """One measurement beside what was allowed."""
@@ -72,6 +79,16 @@ class Limit:
     share: float | None
     """Measured over allowed; None where that is no number."""
     crossed: bool
+    would_pass: str
+    """The bound that would have passed; empty where it was not crossed."""
+    noise: str
+    """That the bound was derived from; empty where it was not."""
+    noise_share: float | None
+    """Noise over allowed."""
+    headroom: str
+    """Allowed over noise; empty where there is none."""
+    by_hand: bool
+    """Whether somebody set the bound in place of the derived one."""
 
 
 @dataclass(frozen=True)
@@ -86,46 +103,128 @@ class Gate:
     limits: tuple[Limit, ...]
     others: tuple[tuple[str, str], ...]
     """What was measured besides: words and value."""
+    needed: str
+    """Samples that would decide it; empty where that is not known, or decided."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was judged, and all gates that were asked of it."""
+
+    name: str
+    gates: tuple[Gate, ...]
 
 
 def headline(check: CheckReport) -> tuple[str, str]:
     """Status and sentence of all gates together; a gate that was not run is never among the passed."""
     counts = Counter(verdict.status for verdict in check.verdicts)
-    passed, failed, missing = counts["passed"], counts["failed"], counts["not run"]
-    unproven = f"; {_gates(missing)} not run" if missing else ""
+    passed, failed, open_, missing = (counts[status] for status in ("passed", "failed", "undecided", "not run"))
+    judged = passed + failed + open_
+    rest = f", {open_} undecided" if failed and open_ else ""
+    unproven = f"; {missing} not run" if missing else ""
     if failed:
-        return "failed", f"{failed} of {_gates(passed + failed)} failed{unproven}"
+        return "failed", f"Not proven faithful: {failed} of {_gates(judged)} failed{rest}{unproven}"
+    if open_:
+        return "undecided", f"Not proven faithful: {open_} of {_gates(judged)} undecided{unproven}"
     if not passed:
-        return "not run", "No gate was run: nothing is proven"
+        return "not run", "Nothing is proven: no gate was run"
+    if not check:
+        return "not run", f"Not proven faithful: {_gates(passed)} passed{unproven}"
     if missing:
-        return "passed", f"{_gates(passed)} passed{unproven}"
-    return "passed", f"All {_gates(passed)} passed" if passed > 1 else "The one gate passed"
+        return "passed", f"Faithful: {_gates(passed)} passed{unproven}"
+    return "passed", f"Faithful: all {_gates(passed)} passed" if passed > 1 else "Faithful: the one gate passed"
 
 
 def _gates(count: int) -> str:
     return f"{count} gate{'s' if count != 1 else ''}"
 
 
-def gate_from_verdict(verdict: Verdict) -> Gate:
-    """A verdict in words, in the order it was measured."""
-    subject = "" if verdict.runner in {"-", verdict.variant} else f"{verdict.variant} on {verdict.runner}"
-    others = tuple(_measured(name, value) for name, value in verdict.measured.items() if name not in verdict.allowed)
+def remarks(check: CheckReport) -> list[tuple[str, str]]:
+    """Status and sentence of everything that did not pass: what failed comes first, then what can't be told."""
+    order = ("failed", "undecided", "not run")
+    doubtful = [verdict for verdict in check.verdicts if verdict.status in order]
+    return [(verdict.status, _remark(verdict)) for verdict in sorted(doubtful, key=lambda one: order.index(one.status))]
+
+
+def _remark(verdict: Verdict) -> str:
+    subject = _subject(verdict)
+    name = subject if verdict.gate == OPENING else f"{verdict.gate} of {subject}"
+    crossed = [limit for limit in gate_from_verdict(verdict).limits if limit.crossed]
+    if verdict.status == "failed" and crossed:
+        told = "; ".join(f"{limit.words} {limit.measured}, allowed {limit.allowed}" for limit in crossed)
+        return f"{name}: {told} ({verdict.detail})"
+    if verdict.needed and f"{verdict.needed:,}" not in verdict.detail:
+        return f"{name}: {verdict.detail}; {_samples(verdict.needed)} would decide it"
+    return f"{name}: {verdict.detail}"
+
+
+def subjects(check: CheckReport) -> list[Subject]:
+    """The verdicts by what was judged, in the order of the report."""
+    grouped: dict[str, list[Verdict]] = {}
+    for verdict in check.verdicts:
+        grouped.setdefault(_subject(verdict), []).append(verdict)
+    return [
+        Subject(name, tuple(gate_from_verdict(verdict, tuple(check.overridden)) for verdict in verdicts))
+        for name, verdicts in grouped.items()
+    ]
+
+
+def _subject(verdict: Verdict) -> str:
+    """The bundle and its original are one: both are asked once, whoever runs the graphs."""
+    if verdict.variant in {"-", "original"}:
+        return "the bundle"
+    return verdict.variant if verdict.runner == "-" else f"{verdict.variant} on {verdict.runner}"
+
+
+def gate_from_verdict(verdict: Verdict, by_hand: Sequence[str] = ()) -> Gate:
+    """A verdict in words, in the order it was measured. by_hand: bounds that somebody set, such as `fp32.rms`."""
+    others = tuple(
+        _measured(name, value)
+        for name, value in verdict.measured.items()
+        if name not in verdict.allowed and name.removeprefix(NOISE) not in verdict.allowed
+    )
     return Gate(
         name=verdict.gate,
         status=verdict.status,
-        subject=subject,
+        subject=_subject(verdict),
         meaning=MEANINGS.get(verdict.gate, ""),
         detail=verdict.detail,
-        limits=tuple(_limit(verdict, name, allowed) for name, allowed in verdict.allowed.items()),
+        limits=tuple(_limit(verdict, name, allowed, by_hand) for name, allowed in verdict.allowed.items()),
         others=others,
+        needed=_samples(verdict.needed) if verdict.needed else "",
     )
 
 
-def _limit(verdict: Verdict, name: str, allowed: float) -> Limit:
-    value = verdict.measured[name]
-    share = value / allowed if value is not None and allowed > 0 else None
+def _limit(verdict: Verdict, name: str, allowed: float, by_hand: Sequence[str]) -> Limit:
+    limit = limit_words(name, verdict.measured.get(name), allowed, verdict.measured.get(f"{NOISE}{name}"))
+    if name not in verdict.would_pass:
+        crossed, would_pass = False, ""
+    else:
+        bound = verdict.would_pass[name]
+        crossed, would_pass = True, "no bound at all" if bound is None else _measured(name, bound)[1]
+    set_by_hand = f"{verdict.variant}.{BOUND_OF.get(name, name)}" in by_hand
+    return replace(limit, crossed=crossed, would_pass=would_pass, by_hand=set_by_hand)
+
+
+def limit_words(name: str, value: float | None, allowed: float, noise: float | None = None) -> Limit:
+    """A measurement beside its limit, and the noise that the limit came from."""
     words, measured = _measured(name, value)
-    return Limit(words, measured, _measured(name, allowed)[1], share, name in verdict.would_pass)
+    return Limit(
+        words=words,
+        measured=measured,
+        allowed=_measured(name, allowed)[1],
+        share=value / allowed if value is not None and allowed > 0 else None,
+        crossed=value is None or value > allowed,
+        would_pass="",
+        noise="" if noise is None else number(noise),
+        noise_share=noise / allowed if noise is not None and allowed > 0 else None,
+        headroom=number(allowed / noise) if noise else "",
+        by_hand=False,
+    )
+
+
+def _samples(count: int) -> str:
+    return f"{count:,} samples"
 
 
 def _measured(name: str, value: float | None) -> tuple[str, str]:

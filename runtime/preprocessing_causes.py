@@ -60,7 +60,9 @@ def pixel_cause(
     shapes = {pixels.shape for pixels in seen} | {np.asarray(pixels).dtype.name for pixels in seen}
     if any(pixels.shape != preprocessing.shape or pixels.dtype != np.uint8 for pixels in seen):
         told = f"the pixels have another shape or type, {', '.join(sorted(map(str, shapes)))}"
-        return PixelCause(told, f"make uint8 {list(preprocessing.shape)} of each picture, as trueport's prepare does", True)
+        return PixelCause(
+            told, f"make uint8 {list(preprocessing.shape)} of each picture, as trueport's prepare does", True
+        )
     largest = max(int(np.abs(a.astype(np.int16) - b).max()) for a, b in zip(seen, golden, strict=True))
     if largest <= CLOSE:
         return PixelCause(
@@ -103,11 +105,14 @@ def _alterations(preprocessing: Preprocessing) -> Iterator[tuple[str, str, Alter
         yield f"pictures are shrunk by {name} without antialiasing", OWN, _without_antialias(name)
     yield (
         "the EXIF orientation is ignored: pictures lie on their side",
-        "turn pictures by their EXIF orientation before anything else (Pillow: ImageOps.exif_transpose), or use prepare",
+        "turn pictures by their EXIF orientation first (Pillow: ImageOps.exif_transpose), or use prepare",
         lambda picture, wanted: prepare(_without_exif(picture), wanted),
     )
+    yield "JPEGs are decoded at a reduced size, as by Pillow's draft() and thumbnail()", OWN, _drafted
     yield "the shorter side is fitted and the middle cut out", OWN, _framed(preprocessing.resample, "middle")
     yield "pictures are resized and cut out at the top left", OWN, _framed(preprocessing.resample, "corner")
+    if preprocessing.mode == "L":
+        yield "pictures are made grey by the plain mean of their channels", OWN, _mean_of_channels
     yield from _of_pixels(preprocessing)
 
 
@@ -155,6 +160,15 @@ def _of_pixels(preprocessing: Preprocessing) -> Iterator[tuple[str, str, Alterat
             "hand over levels as they are decoded, 0 is black",
             lambda pixels: 255 - pixels,
         ),
+        *(
+            (
+                f"pictures are moved by {abs(shift)} pixel{'s' if abs(shift) > 1 else ''} along the {side}",
+                "cut out the middle as prepare does, rounding offsets to the nearest",
+                lambda pixels, shift=shift, axis=axis: np.roll(pixels, shift, axis),
+            )
+            for shift in (1, -1, 2, -2)
+            for axis, side in ((1, "width"), (0, "height"))
+        ),
         ("pictures are mirrored", "flip pictures in training alone", lambda pixels: pixels[:, ::-1]),
         ("pictures are upside down", "read rows from the top", lambda pixels: pixels[::-1]),
     ]
@@ -199,6 +213,22 @@ def _without_exif(picture: bytes) -> Any:
     bare = Image.fromarray(np.asarray(image)) if image.mode in {"RGB", "L"} else image.copy()
     bare.getexif().clear()
     return bare
+
+
+def _drafted(picture: bytes, wanted: Preprocessing) -> Any:
+    """The JPEG's own transform does the first part of the shrinking."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(picture)) as image:
+        image.draft(None, (wanted.width, wanted.height))
+        return prepare(ImageOps.exif_transpose(image), wanted)
+
+
+def _mean_of_channels(picture: bytes, wanted: Preprocessing) -> Any:
+    from .preprocessing import upright
+
+    mean = np.asarray(upright(picture, "RGB"), np.float64).mean(axis=2)
+    return prepare(mean.round().astype(np.uint8), wanted)
 
 
 def _framed(name: str, place: str = "") -> Alteration:

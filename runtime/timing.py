@@ -3,13 +3,11 @@
 Two calls are compared in ABBA blocks in one process: a drift of the machine meets both alike. Each block gives the log
 ratio of its medians; the result is the median over blocks with a bootstrap interval. Within the same run A is compared
 with itself, which tells how far from 1 a ratio gets by noise alone.
-Percentiles follow MLPerf LoadGen's early stopping: one is told only where enough samples stand behind it
-(https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc, "Early Stopping Criterion").
+Percentiles are told only where enough samples stand behind them (percentiles.py).
 """
 
 from __future__ import annotations
 
-import functools
 import gc
 import math
 import time
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+from .percentiles import LEVEL, median_interval, quantiles, samples_needed
 
 Call = Callable[[], object]
 Clock = Callable[[], int]
@@ -32,10 +31,6 @@ SEGMENT_S = 0.025
 WARM_UP_S = 0.2
 """Longest warm-up of one call; one run at least."""
 RESAMPLES = 2000
-LEVEL = 0.95
-"""Of the intervals of ratios."""
-CONFIDENCE = 0.99
-"""With which a percentile is claimed; LoadGen's."""
 QUIET_WINDOW_S = 0.01
 """A whole tick of the slowest common kernel (100 Hz): the processor time of other threads is counted in ticks."""
 
@@ -53,6 +48,11 @@ class LatencySummary(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float | None
     images_per_s: float
     """All images over all of the time that the calls took."""
+    median_low_ms: float | None = None
+    """Lower end of the median's 95 % interval; None where samples are too few."""
+    median_high_ms: float | None = None
+    quantiles: tuple[tuple[float, float], ...] = ()
+    """(probability, milliseconds) of the distribution, as far out as samples allow."""
 
 
 class Paired(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,7 @@ class Paired(msgspec.Struct, frozen=True, kw_only=True):
 class Samples:
     """Durations of single calls.
 
-    seconds: float64 (count,)
+    seconds: float64 (count,), in the order they were made
     rows: images in each call
     Raises UsageError where there is no sample.
     """
@@ -94,6 +94,8 @@ class Samples:
     def summary(self) -> LatencySummary:
         """Median, mean, and those percentiles that the number of samples allows."""
         total = float(self.seconds.sum())
+        interval = median_interval(self.seconds)
+        low_ms, high_ms = (end * 1e3 for end in interval) if interval else (None, None)
         return LatencySummary(
             count=self.seconds.size,
             rows=self.rows,
@@ -103,6 +105,9 @@ class Samples:
             p90_ms=self.percentile_ms(0.90),
             p99_ms=self.percentile_ms(0.99),
             images_per_s=self.rows * self.seconds.size / total,
+            median_low_ms=low_ms,
+            median_high_ms=high_ms,
+            quantiles=quantiles(self.seconds),
         )
 
     def percentile_ms(self, percentile: float) -> float | None:
@@ -110,42 +115,6 @@ class Samples:
         if self.seconds.size < samples_needed(percentile):
             return None
         return float(np.quantile(self.seconds, percentile, method="inverted_cdf")) * 1e3
-
-
-@functools.cache
-def samples_needed(percentile: float, over: int = 1, confidence: float = CONFIDENCE) -> int:
-    """The fewest samples with `over` of them above a limit that still show the percentile to be below that limit.
-
-    Were the limit exceeded by just 1 - percentile of all calls, so few exceedances would be seen with a probability of
-    at most 1 - confidence: sum over k <= over of C(n, k) (1 - percentile)^k percentile^(n - k).
-    """
-    if not (0 < percentile < 1 and 0 < confidence < 1 and over >= 0):
-        raise UsageError(
-            f"percentile and confidence must be between 0 and 1 and over at least 0, "
-            f"found {percentile}, {confidence} and {over}"
-        )
-    enough = over + 1
-    while _luck(enough, over, percentile) > 1 - confidence:
-        enough *= 2
-    too_few = enough // 2
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        if middle > over and _luck(middle, over, percentile) <= 1 - confidence:
-            enough = middle
-        else:
-            too_few = middle
-    return enough
-
-
-def _luck(count: int, over: int, percentile: float) -> float:
-    """Probability of at most `over` exceedances in `count` samples when each has one of 1 - percentile."""
-    return math.fsum(
-        math.exp(
-            math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-            + k * math.log1p(-percentile) + (count - k) * math.log(percentile)
-        )
-        for k in range(over + 1)
-    )  # fmt: skip
 
 
 def measure(call: Call, *, seconds: float, rows: int, clock: Clock = time.perf_counter_ns) -> LatencySummary:

@@ -29,6 +29,8 @@ Open = Callable[[], Runner]
 BATCH = 32
 INVARIANCE_ROWS = 16
 INVARIANCE_BATCHES = (2, 7, 32)
+SHARED: tuple[Stage, ...] = ("original", "export", "onnx", "optimised")
+"""The same for every variant; these are opened once, and asked once."""
 REPEATED = 8
 """Inputs that are asked twice."""
 
@@ -97,7 +99,11 @@ def opened_chain(
         links: list[Link] = []
         for stage, bounds, make in _stages(subject, variant, runner, opened, stack):
             say(f"{variant.name} on {runner}: {stage}")
-            links.append(_asked(stage, bounds, make, subject.images))
+            kept = subject.links if stage in SHARED else {}
+            key = f"{stage} of {runner}" if stage == "optimised" else stage
+            if key not in kept:
+                kept[key] = _asked(stage, bounds, make, subject.images)
+            links.append(kept[key])
         recorded = Link("original", subject.base.bounds, logits=subject.recorded)
         results, beyond, before = [], set(), recorded
         for link in links:
@@ -132,27 +138,24 @@ def _stages(
 ) -> Iterable[tuple[Stage, Bounds, Callable[[], Answer]]]:
     base = subject.base
 
-    def kept(made: Runner, file: str = "") -> Answer:
-        stack.callback(made.close)
-        if file:
-            check_contract(subject.bundle, file, made)
-        return answer_of(made)
-
     def original() -> Answer:
         if subject.original is None:
             raise NotHereError(subject.no_original)
         from ..original import OriginalRunner
 
-        return kept(OriginalRunner(subject.original, subject.threads))
+        return answer_of(OriginalRunner(subject.original, subject.threads))
 
     def written(which: Variant) -> Answer:
-        return kept(open_written(subject.bundle, which, options(subject)), which.file)
+        made = open_written(subject.bundle, which, options(subject))
+        check_contract(subject.bundle, which.file, made)
+        return answer_of(made)
 
     def optimised() -> Answer:
         if not runner.startswith("onnxruntime"):
             raise NotHereError(f"{runner} optimises in its own way")
         name = str(subject.bundle.file(base.file))
-        return kept(OrtRunner(on_cpu(subject.bundle.read(base.file), name, session_options(options(subject))), runner))
+        session = on_cpu(subject.bundle.read(base.file), name, session_options(options(subject)))
+        return answer_of(OrtRunner(session, runner))
 
     def precision() -> Answer:
         if variant.name == base.name:
@@ -162,7 +165,7 @@ def _stages(
     def on_trial() -> Answer:
         if runner == WRITTEN:
             raise NotHereError("the graph as it is written is what was judged")
-        return kept(opened())
+        return answer_of(stack.enter_context(contextlib.closing(opened())))
 
     yield "original", base.bounds, original
     yield "export", base.bounds, lambda: _program(subject)
@@ -217,7 +220,9 @@ def _held(link: Link, before: Link, subject: Subject, batches: bool) -> tuple[St
         return StageResult(stage=link.stage, status="departs", detail=link.refused), True
     expected = before.logits
     if expected is None or link.logits.shape != expected.shape:
-        detail = f"expected logits {None if expected is None else list(expected.shape)}, found {list(link.logits.shape)}"
+        detail = (
+            f"expected logits {None if expected is None else list(expected.shape)}, found {list(link.logits.shape)}"
+        )
         return StageResult(stage=link.stage, status="departs", detail=detail), True
     allowed = {"max_abs": link.bounds.max_abs, "rms": link.bounds.rms}
     measured = distance(link.logits, expected)

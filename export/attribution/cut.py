@@ -43,9 +43,7 @@ def candidates(model: onnx.ModelProto, tensors: Tensors) -> list[str]:
     """
     behind = producers(model)
     paired = any(node.op_type == "DequantizeLinear" for node in model.graph.node)
-    names = [
-        name for name in tensors if name != OUTPUT and (not paired or behind[name].op_type == "DequantizeLinear")
-    ]
+    names = [name for name in tensors if name != OUTPUT and (not paired or behind[name].op_type == "DequantizeLinear")]
     return [*names, OUTPUT] if OUTPUT in tensors else names
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..original import Original
 
-LESS = 0.5
+LESS = 0.1
 """Of the difference: what is left where a mistake explains it, at the most."""
 
 
@@ -46,6 +46,8 @@ class Case:
     expected: Logits
     allowed: float
     """By which one logit may differ."""
+    together: bool = False
+    """Whether what a row is answered depends on its batch."""
 
     def explained_by(self, mistake: Mistake) -> bool:
         """Whether the mistake answers what the port does."""
@@ -81,7 +83,9 @@ def pixel_mistakes(images: Rows, before: Answer) -> Iterator[Mistake]:
     if height == width:
         changes.append(("height and width are swapped", inside, lambda x: x.swapaxes(1, 2)))
     if channels > 1:
-        changes.insert(0, ("channels are swapped: BGR for RGB", "feed RGB, as prepare makes it", lambda x: x[..., ::-1]))
+        changes.insert(
+            0, ("channels are swapped: BGR for RGB", "feed RGB, as prepare makes it", lambda x: x[..., ::-1])
+        )
         changes.append(
             (
                 "pixels in NHWC order are read as NCHW",
@@ -107,6 +111,13 @@ def logit_mistakes(case: Case) -> Iterator[Mistake]:
         lambda: right - right.mean(axis=0, keepdims=True),
     )
     yield from _reordered(case, right)
+    for digits in (1, 2, 3, 4):
+        told = f"the answers are rounded to {digits} decimal places"
+        yield Mistake(told, "hand on the logits as float32", lambda digits=digits: right.round(digits))  # type: ignore[misc]
+    half = case.expected.astype(np.float16).astype(np.float64)
+    yield Mistake("the answers are rounded to float16", "hand on the logits as float32", lambda: half)
+    if case.together:
+        return  # these are the same for every batch
     offset = (case.found - right).mean(axis=0, keepdims=True)
     yield Mistake(
         "a constant is added to the logits: the last layer's bias is lost or another",
@@ -115,7 +126,9 @@ def logit_mistakes(case: Case) -> Iterator[Mistake]:
     )
     factor = float((case.found * right).sum() / max((right**2).sum(), 1e-30))
     yield Mistake(
-        f"the logits are multiplied by {factor:.4g}", "end the graph with the logits as they are", lambda: factor * right
+        f"the logits are multiplied by {factor:.4g}",
+        "end the graph with the logits as they are",
+        lambda: factor * right,
     )
 
 

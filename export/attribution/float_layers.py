@@ -1,7 +1,7 @@
 """The fewest layers that an int8 graph has to keep in float so that accuracy passes, by surgery on the graph itself.
 
-A layer goes back to float by reading what goes into its Q/DQ pairs, and the float graph's own weights; the scales of all
-others stay as they were calibrated.
+A layer goes back to float by reading what goes into its Q/DQ pairs, and the float graph's own weights; the scales of
+all others stay as they were calibrated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def int8_layers(graph: onnx.ModelProto) -> list[str]:
         node.name
         for node in graph.graph.node
         if node.op_type in COMPUTING
-        and all((factor := behind.get(name)) is not None and factor.op_type == "DequantizeLinear" for name in node.input[:2])
+        and all(
+            (factor := behind.get(name)) is not None and factor.op_type == "DequantizeLinear" for name in node.input[:2]
+        )
     ]
 
 
@@ -48,7 +50,9 @@ def in_float(graph: onnx.ModelProto, floats: onnx.ModelProto, nodes: Collection[
                 if name in weights:
                     node.input[place] = _weight(made, weights[name])
                 elif (source := _before_pair(behind, node.input[place])) is not None:
-                    node.input[place] = restored.setdefault(source, _active(source, behind, makers, weights, made, ordered))
+                    node.input[place] = restored.setdefault(
+                        source, _active(source, behind, makers, weights, made, ordered)
+                    )
         ordered.append(node)
     del made.graph.node[:]
     made.graph.node.extend(ordered)
@@ -123,7 +127,9 @@ def ranked(graph: onnx.ModelProto, floats: onnx.ModelProto, images: Rows) -> lis
     """
     names = int8_layers(graph)
     expected = graph_answers(floats, images)
-    groups = [list(group) for group in np.array_split(np.array(names, object), min(GROUPS, len(names)))] if names else []
+    groups = (
+        [list(group) for group in np.array_split(np.array(names, object), min(GROUPS, len(names)))] if names else []
+    )
     costs: dict[str, float] = {}
     for group in groups:
         alone = in_float(graph, floats, set(names) - set(group))

@@ -1,4 +1,4 @@
-"""What was done to an int8 graph: scales that don't fit the activations, weights that are not those of the float graph."""
+"""What was done to an int8 graph: scales that don't fit the activations, weights that are not the float graph's."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ NARROW = 0.5
 """Of what is seen: a range that reaches less far cuts values off."""
 WIDE = 4.0
 """Times what is seen: a range that reaches so far wastes two of the eight bits."""
+LITTLE = 1e-3
+"""Of the largest value: a side that reaches no further is not looked at."""
 SATURATED = 2**15 - 1
 """The largest sum of two products that a CPU without VNNI can hold."""
 
@@ -57,14 +59,13 @@ def _range(scale: NDArray[Any], zero: NDArray[Any] | None) -> tuple[float, float
 
 
 def _ratio(seen: Histogram, low: float, high: float) -> float:
-    """The narrower side's where it cuts off, else how much wider the whole is than what is seen."""
-    sides = [reach / value for reach, value in ((low, seen.lowest), (high, seen.highest)) if abs(value) > 1e-6 * seen.largest]
+    """Of the side that cuts most off what is usual; where neither does, of the whole to all that is seen."""
+    usual = ((-low, -seen.quantile(0.001)), (high, seen.quantile(0.999)))
+    narrowest = min((reach / value for reach, value in usual if value > LITTLE * seen.largest), default=1.0)
+    if narrowest < NARROW:
+        return narrowest
     needed = max(seen.highest, 0.0) - min(seen.lowest, 0.0)
-    whole = (high - low) / needed if needed > 0 else 1.0
-    least = min((side for side in sides), default=1.0)
-    usual = max(seen.quantile(0.999), -seen.quantile(0.001), 1e-30)
-    cut = min(max(high, -low) / usual, least if low < 0 else max(high, 0.0) / max(seen.highest, 1e-30))
-    return cut if cut < NARROW else max(whole, NARROW)
+    return max((high - low) / needed, NARROW) if needed > 0 else 1.0
 
 
 def recalibrated(graph: onnx.ModelProto, floats: onnx.ModelProto, images: Rows, reduce_range: bool) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""What is looked at: a bundle's graphs, its recording, the original where it can be had, and the inputs for all of them."""
+"""What is looked at: a bundle's graphs, its recording, the original where it can be had, and inputs for all."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ class Subject:
         self.truth: NDArray[Any] = self.evaluation.labels[:held_out]
         self.no_original = ""
         """Why there is no original, where there is none."""
+        self.links: dict[str, Any] = {}
+        """Stages that were asked, by name, as `chain` keeps them."""
         self._graphs: dict[str, onnx.ModelProto] = {}
         self._fresh: dict[str, onnx.ModelProto | str] = {}
 

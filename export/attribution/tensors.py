@@ -1,8 +1,8 @@
 """The tensors of a graph against those of the original, in the order of execution: which is the first that departs?
 
-The original's own layers are heard through forward hooks, in float32 and float64: the distance between the two, times the
-headroom of all bounds, is what a tensor may differ by. What stands between two modules is held against a graph that was
-exported anew, where there is one.
+The original's own layers are heard through forward hooks, in float32 and float64: the distance between the two, times
+the headroom of all bounds, is what a tensor may differ by. What stands between two modules is held against a graph that
+was exported anew, where there is one.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _departure(node: onnx.NodeProto, name: str, values: NDArray[Any], largest: f
         reach = float(np.abs(wanted.values.astype(np.float64)).max(initial=0.0))
         told += f"; {int(np.sum(~np.isfinite(values)))} values are NaN or infinite, {reach:,.4g} is the largest there"
     return Departure(
-        layer=layer_name(node),
+        layer=layer_name(node) or node.op_type,
         tensor=name,
         max_abs=largest if np.isfinite(largest) else None,
         allowed=wanted.allowed,

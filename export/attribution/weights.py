@@ -1,4 +1,4 @@
-"""What was done to weights that are not those of the original: one bit, a lost bias, another head, another checkpoint."""
+"""What was done to weights that are not the original's: one bit, a lost bias, another head, another checkpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from .graph_diff import TensorChange
 
 BOUNDED = 1e-3
 """Relative: what is left where one factor a channel explains a change."""
+MOST_LAYERS = 0.8
+"""Of all layers: where so many have other weights, it is another checkpoint."""
 EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 0.0)
 
 
@@ -29,32 +31,57 @@ class WeightCause:
 AGAIN = "export the bundle again from the weights that were trained, and change no graph by hand"
 
 
+@dataclass(frozen=True, eq=False)
+class _Changed:
+    changes: tuple[TensorChange, ...]
+    layers: list[str]
+    original: Original | None
+
+    @property
+    def touched(self) -> list[str]:
+        """Layers, in the order of execution."""
+        return list(dict.fromkeys(change.layer for change in self.changes))
+
+    @property
+    def computing(self) -> bool:
+        """Whether nothing but weights and biases of products has changed."""
+        return all(change.op_type in COMPUTING for change in self.changes)
+
+
 def weight_cause(changes: tuple[TensorChange, ...], layers: list[str], original: Original | None) -> WeightCause:
     """What was done. changes: one at least; layers: that compute, in the order of execution, by name."""
-    first = changes[0]
-    if len(changes) == 1 and (told := _one_element(first)):
-        return WeightCause(told, "copy the file again and check the memory and disk it went through; " + AGAIN, first.layer)
-    computing = [change for change in changes if change.op_type in COMPUTING]
-    if len(computing) == len(changes):
-        touched = {change.layer for change in changes}
-        if told := _permuted(changes, layers):
-            return WeightCause(told, "put the classes back in the order of the bundle's labels; " + AGAIN, layers[-1])
-        if all(change.place == 2 and not change.found.any() for change in changes):
-            biases = f"the bias of {', '.join(sorted(touched))} is lost: it is zero throughout"
-            return WeightCause(biases, AGAIN, first.layer)
-        if told := _batch_norm(changes, original):
-            return WeightCause(told, "put the model in eval mode and keep its batch norms as trained; " + AGAIN, first.layer)
-        if touched == {layers[-1]} and len(layers) > 1:
-            told = f"the last layer, {layers[-1]}, has other weights: a head of another training"
-            return WeightCause(told, "load the whole checkpoint, the head too (strict=True); " + AGAIN, layers[-1])
-        if len(touched) > 1 and len(touched) >= 0.8 * len(layers):
-            change = float(np.median([_relative(one) for one in changes]))
-            told = f"{len(touched)} of {len(layers)} layers have other weights, by {change:.2g} of their size in the median"
-            kind = "an older or later checkpoint of the same training" if change < 1 else "another training"
-            return WeightCause(f"{told}: {kind}", "export the weights that were trained; " + AGAIN, first.layer)
+    changed = _Changed(changes, layers, original)
+    for known in (_one_element, _permuted, _lost_bias, _batch_norm, _other_head, _other_checkpoint):
+        if told := known(changed):
+            return told
     named = ", ".join(f"{change.name} by {_relative(change):.2g} of its size" for change in changes[:3])
     more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
-    return WeightCause(f"other values in {named}{more}", AGAIN, first.layer)
+    return WeightCause(f"other values in {named}{more}", AGAIN, changes[0].layer)
+
+
+def _lost_bias(changed: _Changed) -> WeightCause | None:
+    if not changed.computing or any(change.place != 2 or change.found.any() for change in changed.changes):
+        return None
+    named = ", ".join(changed.touched)
+    return WeightCause(f"the bias of {named} is lost: it is zero throughout", AGAIN, changed.touched[0])
+
+
+def _other_head(changed: _Changed) -> WeightCause | None:
+    last = changed.layers[-1]
+    if changed.touched != [last] or len(changed.layers) == 1 or not changed.computing:
+        return None
+    told = f"the last layer, {last}, has other weights: a head of another training"
+    return WeightCause(told, "load the whole checkpoint, the head too (strict=True); " + AGAIN, last)
+
+
+def _other_checkpoint(changed: _Changed) -> WeightCause | None:
+    touched, count = changed.touched, len(changed.layers)
+    if not changed.computing or len(touched) < 2 or len(touched) < MOST_LAYERS * count:
+        return None
+    size = float(np.median([_relative(change) for change in changed.changes]))
+    kind = "an older or later checkpoint of the same training" if size < 1 else "another training"
+    told = f"{len(touched)} of {count} layers have other weights, by {size:.2g} of their size: {kind}"
+    return WeightCause(told, "export the weights that were trained; " + AGAIN, touched[0])
 
 
 def _relative(change: TensorChange) -> float:
@@ -64,27 +91,32 @@ def _relative(change: TensorChange) -> float:
         return float(np.sqrt(np.mean((change.found.astype(np.float64) - expected) ** 2))) / size
 
 
-def _one_element(change: TensorChange) -> str:
+def _one_element(changed: _Changed) -> WeightCause | None:
     """One element, and the bit of it where it is one."""
+    change = changed.changes[0]
     places = np.argwhere(change.found != change.expected)
-    if len(places) != 1:
-        return ""
+    if len(changed.changes) > 1 or len(places) != 1:
+        return None
     where = tuple(int(index) for index in places[0])
     found, expected = change.found[where], change.expected[where]
     bits = int.from_bytes(found.tobytes(), "little") ^ int.from_bytes(expected.tobytes(), "little")
     at = f"{change.name}{list(where)}" if where else change.name
     values = f"{float(found):.6g} where {float(expected):.6g} belongs"
+    told = f"one value is another: {at} is {values}"
     if bits.bit_count() == 1 and change.found.size > 1:
-        return f"one bit is flipped: bit {bits.bit_length() - 1} of {at}, {values}"
-    return f"one value is another: {at} is {values}"
+        told = f"one bit is flipped: bit {bits.bit_length() - 1} of {at}, {values}"
+    return WeightCause(
+        told, "copy the file again and check the memory and disk it went through; " + AGAIN, change.layer
+    )
 
 
-def _permuted(changes: tuple[TensorChange, ...], layers: list[str]) -> str:
+def _permuted(changed: _Changed) -> WeightCause | None:
     """The last layer's rows (or columns), in another order."""
-    if {change.layer for change in changes} != {layers[-1]}:
-        return ""
+    last = changed.layers[-1]
+    if changed.touched != [last]:
+        return None
     orders = set()
-    for change in changes:
+    for change in changed.changes:
         found = [
             order
             for axis in range(change.found.ndim)
@@ -92,11 +124,12 @@ def _permuted(changes: tuple[TensorChange, ...], layers: list[str]) -> str:
         ]
         orders.add(found[0] if found else None)
     if len(orders) != 1 or None in orders:
-        return ""
+        return None
     order = next(iter(orders)) or ()
     moved = [f"{place} holds class {index}" for place, index in enumerate(order) if place != index]
-    told = ", ".join(moved[:4]) + (", …" if len(moved) > 4 else "")
-    return f"classes are permuted in the last layer, {layers[-1]}: place {told}"
+    told = f"classes are permuted in the last layer, {last}: place {', '.join(moved[:4])}"
+    told += ", …" if len(moved) > 4 else ""
+    return WeightCause(told, "put the classes back in the order of the bundle's labels; " + AGAIN, last)
 
 
 def _order(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[int, ...] | None:
@@ -105,31 +138,39 @@ def _order(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[i
     return order if len(places) == len(order) and sorted(order) == list(range(len(order))) else None
 
 
-def _batch_norm(changes: tuple[TensorChange, ...], original: Original | None) -> str:
+def _batch_norm(changed: _Changed) -> WeightCause | None:
     """Weights that differ by one factor a channel: what another folding of the batch norm behind makes."""
+    factors = _factors(changed.changes) if changed.computing else {}
+    norms = norms_behind(changed.original) if changed.original is not None else {}
+    if not factors or not factors.keys() <= norms.keys():
+        return None
+    named = ", ".join(sorted(factors)[:3])
+    told = f"batch norms were folded with other statistics: the weights of {named} differ by one factor a channel"
+    if all(_explains(factors[layer], norms[layer], None) for layer in factors):
+        told = "batch norms were folded without their running statistics, with mean 0 and variance 1"
+    for epsilon in EPSILONS:
+        if all(norms[layer].eps != epsilon and _explains(factors[layer], norms[layer], epsilon) for layer in factors):
+            stated = norms[next(iter(factors))].eps
+            told = f"batch norms were folded with epsilon {epsilon:g}, the original has {stated:g}"
+    remedy = "put the model in eval mode and keep its batch norms as trained; " + AGAIN
+    return WeightCause(told, remedy, changed.touched[0])
+
+
+def _factors(changes: tuple[TensorChange, ...]) -> dict[str, NDArray[np.float64]]:
+    """By layer, the factor of each channel; empty where any weight differs by more than that."""
     factors = {}
     for change in changes:
         if change.place != 1:
             continue
-        rows, wanted = (values.astype(np.float64).reshape(len(values), -1) for values in (change.found, change.expected))
+        rows, wanted = (
+            values.astype(np.float64).reshape(len(values), -1) for values in (change.found, change.expected)
+        )
         size = (wanted**2).sum(axis=1)
         factor = (rows * wanted).sum(axis=1) / np.where(size > 0, size, 1)
-        if np.abs(rows - factor[:, None] * wanted).max() > BOUNDED * np.abs(rows).max(initial=1e-30):
-            return ""
+        if not np.abs(rows - factor[:, None] * wanted).max() <= BOUNDED * np.abs(rows).max(initial=1e-30):
+            return {}
         factors[change.layer] = factor
-    if not factors or original is None:
-        return ""
-    norms = norms_behind(original)
-    if not factors.keys() <= norms.keys():
-        return ""
-    for epsilon in EPSILONS:
-        if all(norms[layer].eps != epsilon and _explains(factors[layer], norms[layer], epsilon) for layer in factors):
-            stated = norms[next(iter(factors))].eps
-            return f"batch norms were folded with epsilon {epsilon:g}, the original has {stated:g}"
-    if all(_explains(factors[layer], norms[layer], None) for layer in factors):
-        return "batch norms were folded without their running statistics, with mean 0 and variance 1"
-    named = ", ".join(sorted(factors)[:3])
-    return f"batch norms were folded with other statistics: the weights of {named} differ by one factor a channel"
+    return factors
 
 
 def norms_behind(original: Original) -> dict[str, Any]:

@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "Make a bundle of a trained run: ONNX graph, golden set, evaluation slice, hashes.",
     "build": "Build TensorRT engines of a bundle, for the GPU that is here or for a list of targets.",
     "check": "Prove that a bundle's variants are the original: parity, batches, preprocessing, accuracy.",
+    "report": "Tell all that is known of a bundle in one HTML page: verdict, causes, layers, pictures, speed.",
     "evaluate": "Judge the answers on labelled pictures: top-1, each class, confusions, calibration, mAP.",
     "bench": "Time the port against the original, interleaved.",
     "compare": "Compare two bundles, or two reports of check or bench: what changed, and is it worse?",

@@ -116,7 +116,8 @@ class Healthy:
 
     def with_exported(self, original: Original) -> Deployment:
         """A deployment of a bundle whose fp32 graph is exported from another module, and says of itself what the
-        healthy one says. Raises DoesNotApplyError where there is no exporter."""
+        healthy one says. Raises DoesNotApplyError where there is no exporter.
+        """
         try:
             from trueport.export.graph import onnx_from_original
 

@@ -116,14 +116,14 @@ def lower_the_opset(healthy: Healthy) -> Deployment:
 
 @fault("converted opset", "the graph is converted to an older opset than the manifest's", "onnx")
 def convert_the_opset(healthy: Healthy) -> Deployment:
-    """onnx's own converter, one step down: where it has no way, it is refused; where it has one, nothing may change."""
+    """Onnx's own converter, one step down: where it has no way, it is refused; where it has one, nothing may change."""
     from onnx import version_converter
 
     model = healthy.graph()
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     try:
         converted = version_converter.convert_version(model, opset - 2)
-    except Exception as error:  # noqa: BLE001 — the converter's failures have no common class
+    except Exception as error:
         raise DoesNotApplyError(f"onnx can't convert the graph: {str(error).splitlines()[0][:80]}") from error
     return healthy.with_graph(converted)
 

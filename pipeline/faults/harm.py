@@ -105,10 +105,14 @@ def _answers(fault: Fault, faulty: Deployment, healthy: Healthy, before: Unharme
         return f"it can't be opened: {error}"
     except Exception as error:  # noqa: BLE001 -- whatever a library raises while it runs is no answer
         return f"it does not answer: {str(error).strip().splitlines()[0][:160]}"
-    if fault.runner and report.provider == before.provider and fault.runner != healthy.runner:
+    if report.provider == before.provider and asked != healthy.runner:
         return f"{asked} runs on {report.provider}"
     if report.layers != before.layers:
         return f"it computes in {', '.join(report.layers)}"
+    return _moved(logits, before)
+
+
+def _moved(logits: NDArray[Any], before: Unharmed) -> str:
     if logits.shape != before.logits.shape:
         return f"it answers {list(logits.shape)} for {list(before.logits.shape)}"
     if not np.isfinite(logits).all():

@@ -29,7 +29,7 @@ Change = Callable[["Range"], "Range"]
 
 @fault("fp16 overflow", "activations overflow in float16", "precision", precision="fp16")
 def overflow_half(healthy: Healthy) -> Deployment:
-    """Activations between two layers are large, which float32 does not mind: what one layer gains the next one loses."""
+    """What one layer gains the next one loses: float32 does not mind, and float16 has no room in between."""
     model = healthy.graph()
     known = weights(model)
     pairs = _consecutive(model)
@@ -60,9 +60,12 @@ def _consecutive(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, onnx.Node
         while name in makers and makers[name].op_type in COMMUTING and taken[name] == 1:
             name = makers[name].input[0]
         before = computing.get(name)
-        if before is not None and taken[name] == 1 and all(taken[part] == 1 for part in _own(before, node)):
-            if all(part in known for part in before.input[1:]):
-                pairs.append((before, node))
+        if (
+            before is not None
+            and taken[name] == 1
+            and all(part in known and taken[part] == 1 for part in _own(before, node))
+        ):
+            pairs.append((before, node))
     if not pairs:
         raise DoesNotApplyError("no two layers follow each other so that a scale passes from one to the next")
     return pairs
@@ -75,9 +78,9 @@ def _own(before: onnx.NodeProto, behind: onnx.NodeProto) -> tuple[str, ...]:
 
 def largest(healthy: Healthy, tensor: str) -> float:
     """Of a tensor of the variant's healthy graph, on the golden inputs."""
-    from trueport.export.written import open_written
-
     import onnx
+
+    from trueport.export.written import open_written
 
     model = healthy.graph()
     inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.value_info}

@@ -48,7 +48,7 @@ def resize_with_another_filter(healthy: Healthy) -> Deployment:
 
 @fault("antialias", "shrunk without antialiasing", "preprocessing")
 def shrink_without_antialiasing(healthy: Healthy) -> Deployment:
-    """OpenCV's INTER_LINEAR, and torch's interpolate unless told otherwise, look at four pixels however many there are."""
+    """OpenCV's INTER_LINEAR, and torch's interpolate unless told, look at four pixels however many there are."""
 
     def sampled(encoded: bytes, wanted: Preprocessing) -> Any:
         from PIL import Image

@@ -35,7 +35,7 @@ def junit_from_report(report: CheckReport) -> str:
         "time": TIME,
     }
     suite.attrib |= counts | {"skipped": str(len(suite.findall("testcase/skipped")))}
-    root = ET.Element("testsuites", name="trueport check", **counts)
+    root = ET.Element("testsuites", {"name": "trueport check"} | counts)
     root.append(suite)
     ET.indent(root)
     return f'<?xml version="1.0" encoding="UTF-8"?>\n{ET.tostring(root, encoding="unicode")}\n'

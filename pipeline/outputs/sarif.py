@@ -26,7 +26,8 @@ LEVELS: dict[Status, str] = {"failed": "error", "undecided": "warning", "not run
 
 def sarif_from_report(report: CheckReport) -> str:
     """The log, of one run."""
-    rules = RULES | {verdict.gate: Rule(rule_id(verdict.gate), "") for verdict in report.verdicts if verdict.gate not in RULES}
+    gates = {verdict.gate: Rule(rule_id(verdict.gate), "") for verdict in report.verdicts}
+    rules = RULES | {gate: rule for gate, rule in gates.items() if gate not in RULES}
     driver: dict[str, Any] = {"name": "trueport", "rules": [_rule(gate, rule) for gate, rule in rules.items()]}
     if version := report.machine.versions.get("trueport"):
         driver["version"] = version

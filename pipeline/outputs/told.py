@@ -77,9 +77,15 @@ def would_pass(verdict: Verdict) -> list[str]:
     return [
         f"no bound on {words(name)} would have passed"
         if bound is None
-        else f"{words(name)} would have passed with {number(bound)}"
+        else f"{words(name)} would have passed with {number(rounded_up(bound))}"
         for name, bound in verdict.would_pass.items()
     ]
+
+
+def rounded_up(bound: float) -> float:
+    """To three significant digits and never below: a bound that is copied from here has to pass."""
+    nearest = float(f"{bound:.3g}")
+    return nearest if nearest >= bound else float(f"{bound * 1.005:.3g}")
 
 
 def besides(verdict: Verdict) -> str:

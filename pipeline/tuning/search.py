@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from trueport.runtime.timing import samples_needed
+from trueport.runtime.percentiles import samples_needed
 
 from .space import Arm, Candidate
 

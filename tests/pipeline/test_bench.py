@@ -62,7 +62,11 @@ class Stage:
 
     def bundle(self) -> Any:
         manifest = SimpleNamespace(
-            name="digits", version="1", files=self.files, inputs=(TensorSpec("image", "uint8", (-1, 2, 2, 1)),)
+            name="digits",
+            version="1",
+            sha256="0" * 64,
+            files=self.files,
+            inputs=(TensorSpec("image", "uint8", (-1, 2, 2, 1)),),
         )
         return SimpleNamespace(
             manifest=manifest,

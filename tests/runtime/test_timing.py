@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from fractions import Fraction
 
 import msgspec
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from trueport.runtime import timing
 from trueport.runtime.errors import UsageError
-from trueport.runtime.timing import LatencySummary, Paired, Samples, compare, measure, ratio_interval, samples_needed
+from trueport.runtime.timing import LatencySummary, Paired, Samples, compare, measure, ratio_interval
 
 MS = 1_000_000
 
@@ -43,34 +42,7 @@ def paired(a: Callable[[], None], b: Callable[[], None], clock: Clock, seconds: 
     return compare(a, b, seconds=seconds, min_blocks=5, rows=4, clock=clock)
 
 
-# Percentiles
-
-
-@pytest.mark.parametrize(("percentile", "count"), [(0.90, 64), (0.95, 130), (0.99, 662), (0.999, 6636)])
-def test_samples_needed_are_loadgens(percentile: float, count: int) -> None:
-    assert samples_needed(percentile) == count
-
-
-@pytest.mark.parametrize("over", [0, 1, 2, 5])
-@pytest.mark.parametrize("percent", [50, 90, 97])
-def test_samples_needed_is_the_least_number_by_exact_arithmetic(percent: int, over: int) -> None:
-    good = Fraction(percent, 100)
-
-    def chance(count: int) -> Fraction:
-        return sum(
-            (math.comb(count, k) * (1 - good) ** k * good ** (count - k) for k in range(over + 1)), start=Fraction(0)
-        )
-
-    count = samples_needed(percent / 100, over)
-    assert chance(count) <= Fraction(1, 100) < chance(count - 1)
-
-
-@pytest.mark.parametrize(
-    ("percentile", "confidence", "over"), [(1.0, 0.99, 1), (0.0, 0.99, 1), (0.9, 1.0, 1), (0.9, 0.9, -1)]
-)
-def test_samples_needed_refuses_what_has_no_answer(percentile: float, confidence: float, over: int) -> None:
-    with pytest.raises(UsageError, match="between 0 and 1"):
-        samples_needed(percentile, over, confidence)
+# Summaries
 
 
 def test_a_percentile_is_told_only_with_enough_samples() -> None:
@@ -89,6 +61,17 @@ def test_summary_of_known_durations() -> None:
     assert summary.mean_ms == pytest.approx(50.5)
     assert summary.p90_ms == pytest.approx(90)
     assert summary.images_per_s == pytest.approx(8 * 1000 / 50.5)
+
+
+def test_a_summary_keeps_the_distribution_and_the_interval_of_the_median() -> None:
+    few = Samples(np.arange(1, 6) / 1e3, rows=1).summary()
+    assert (few.median_low_ms, few.median_high_ms, few.quantiles) == (None, None, ())
+    many = Samples(np.random.default_rng(0).permutation(np.arange(1, 1001)) / 1e3, rows=1).summary()
+    assert many.median_low_ms is not None
+    assert many.median_high_ms is not None
+    assert 400 < many.median_low_ms < many.median_ms < many.median_high_ms < 600
+    assert dict(many.quantiles)[0.9] == pytest.approx(900)
+    assert 0.999 not in dict(many.quantiles)
 
 
 def test_no_samples_is_an_error() -> None:

@@ -1,0 +1,222 @@
+"""Why a stage departs, one function a stage: the first tensors, the cause by experiment, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from trueport.runtime.bundle import WEIGHTS
+from trueport.runtime.errors import TrueportError
+from trueport.runtime.explanation import STAGES, Stage
+from trueport.runtime.graph_facts import contradictions, graph_facts, opset_changed
+from trueport.runtime.machine import installed_versions
+from trueport.runtime.manifest import TensorSpec, Variant
+from trueport.runtime.runner import RunnerOptions
+from trueport.runtime.runners.ort import OrtRunner, on_cpu, session_options
+from trueport.runtime.runners.written import open_written
+
+from .chain import Answer, Chain, answer_of, answered, distance, lost_most
+from .findings import Finding, Trial, case_of, known_mistake
+from .graphs import graph_finding
+from .on_runner import Opened, bisected, runner_finding
+from .subject import Subject
+
+if TYPE_CHECKING:
+    import onnx
+
+LEVELS: tuple[Literal["basic", "extended", "all"], ...] = ("basic", "extended", "all")
+
+
+def found_in(trial: Trial, stage: Stage) -> Finding:
+    """What a stage departs by."""
+    if stage == "evidence":
+        return _of_evidence(trial, stage)
+    link = trial.chain.link(stage)
+    agrees = trial.chain.result(stage).status == "agrees"
+    if agrees and stage == contradicted_stage(trial.subject, trial.variant):
+        return _contradicting(trial)
+    if link.logits is None and link.refused:
+        return _refused(trial, stage, link.refused)
+    finding = _FINDERS[stage](trial, stage)
+    if link.refused and not finding.confirmed:
+        first = finding.first
+        finding = replace(_refused(trial, stage, link.refused), first=first)
+    return finding
+
+
+def _refused(trial: Trial, stage: Stage, refused: str) -> Finding:
+    """It can't be opened, or can't answer."""
+    link = trial.chain.link(stage)
+    if link.logits is not None:
+        told = f"a number of rows is frozen inside: single rows are answered, batches are refused ({refused})"
+        return Finding(
+            told, "use the batch axis of the input, not a number, in every view and reshape; export again", True
+        )
+    variant = trial.variant if stage == "precision" else trial.subject.base
+    if stage in {"onnx", "precision"} and (told := _shapes(trial, variant)):
+        return Finding(told, "export the bundle again, in eval mode and with a symbolic batch axis", True)
+    return Finding(f"it can't be opened or can't answer: {refused}", "export the bundle again with this trueport", True)
+
+
+def _shapes(trial: Trial, variant: Variant) -> str:
+    """What the graph's inputs and outputs are that the manifest's are not."""
+    manifest = trial.subject.bundle.manifest
+    try:
+        runner = open_written(trial.subject.bundle, variant, RunnerOptions(threads=trial.subject.threads))
+    except TrueportError:
+        return ""  # the reason is told already
+    with contextlib.closing(runner):
+        if len(runner.outputs) > len(manifest.outputs):
+            names = ", ".join(spec.name for spec in runner.outputs)
+            return f"the graph has {len(runner.outputs)} outputs ({names}): auxiliary heads were exported too"
+        for spec, stated in zip((*runner.inputs, *runner.outputs), (*manifest.inputs, *manifest.outputs), strict=False):
+            if spec.shape and spec.shape[0] != -1:
+                return f"the batch axis of {spec.name} is frozen to {spec.shape[0]}"
+            if spec != stated:
+                return f"expected {_shown(stated)}, the graph has {_shown(spec)}"
+    return ""
+
+
+def _shown(spec: TensorSpec) -> str:
+    return f"{spec.name} as {spec.dtype} {list(spec.shape)}"
+
+
+def _of_original(trial: Trial, _: Stage) -> Finding:
+    """The rebuilt original is not the one that was recorded."""
+    subject = trial.subject
+    provenance = subject.bundle.manifest.provenance
+    if subject.bundle.manifest.files[WEIGHTS].sha256 != provenance.weights_sha256:
+        return Finding(
+            f"{WEIGHTS} is not the file that was exported: its hash is not that of the provenance",
+            f"put back the {WEIGHTS} of the export, or export the bundle again",
+            True,
+        )
+    here = installed_versions()
+    changed = [
+        f"{name} {there}, here {here.get(name, 'none')}"
+        for name, there in sorted(provenance.versions.items())
+        if here.get(name) != there
+    ]
+    told = f"the code of {provenance.arch} or a library behaves otherwise than at export, the weights are the same"
+    more = f" (exported with {', '.join(changed)})" if changed else ""
+    return Finding(told + more, "install the versions of the export, or check what changed and export again")
+
+
+def _close(found: Any, expected: Any, subject: Subject) -> bool:
+    if found is None or expected is None or found.shape != expected.shape:
+        return False
+    return distance(found, expected)["max_abs"] <= subject.base.bounds.max_abs
+
+
+def _other_recording(subject: Subject, chain: Chain) -> bool:
+    """Whether the weights are those of the export, and original and fp32 graph agree against the recording."""
+    manifest = subject.bundle.manifest
+    same = WEIGHTS in manifest.files and manifest.files[WEIGHTS].sha256 == manifest.provenance.weights_sha256
+    original, graph = chain.link("original").logits, chain.link("onnx").logits
+    return same and _close(original, graph, subject) and not _close(graph, subject.recorded, subject)
+
+
+def _of_evidence(_: Trial, __: Stage) -> Finding:
+    return Finding(
+        "the recorded answers are another model's: original and fp32 graph agree with each other, and not with them",
+        "put back the golden.npz and evaluation.npz of the export, or export the bundle again",
+        True,
+    )
+
+
+def _of_program(trial: Trial, stage: Stage) -> Finding:
+    mistake = known_mistake(trial, stage, case_of(trial.chain, stage, trial.subject.images))
+    if mistake is not None:
+        return Finding(mistake.cause, mistake.remedy, True)
+    return Finding(
+        "torch.export's program is not the module: a branch or a number that depends on the input was frozen",
+        "take branches on values and sizes out of the model's forward, or write them with torch.where or torch.cond",
+    )
+
+
+def _of_graph(trial: Trial, stage: Stage) -> Finding:
+    return graph_finding(trial, stage, trial.subject.base)
+
+
+def _of_optimisation(trial: Trial, stage: Stage) -> Finding:
+    """Which level of onnxruntime's optimisations it is, and where."""
+    subject = trial.subject
+    data, name = subject.bundle.read(subject.base.file), str(subject.bundle.file(subject.base.file))
+    expected = trial.chain.before(stage).logits
+    finding = Finding(
+        "onnxruntime's optimisations change the answers",
+        "run with RunnerOptions(graph_level='basic'), or another version",
+    )
+    for level in LEVELS:
+        settings = session_options(RunnerOptions(threads=subject.threads, graph_level=level))
+        answer = answer_of(OrtRunner(on_cpu(data, name, settings), trial.runner))
+        if not _close(answered(answer, subject.images), expected, subject):
+            lower = LEVELS[LEVELS.index(level) - 1] if level != LEVELS[0] else None
+            remedy = f"run with RunnerOptions(graph_level={lower!r})" if lower else "use another version of onnxruntime"
+            finding = Finding(f"onnxruntime's optimisations of level {level!r} change the answers", remedy, True)
+            break
+    return replace(finding, first=bisected(trial, stage, _optimised_at(trial)))
+
+
+def _optimised_at(trial: Trial) -> Opened:
+    @contextlib.contextmanager
+    def opened(graph: onnx.ModelProto, _: int | None) -> Iterator[Answer]:
+        settings = session_options(RunnerOptions(threads=trial.subject.threads))
+        yield answer_of(OrtRunner(on_cpu(graph.SerializeToString(), "a cut graph", settings), trial.runner))
+
+    return opened
+
+
+def _of_precision(trial: Trial, stage: Stage) -> Finding:
+    if trial.variant.precision != "int8" or trial.subject.no_onnx:
+        return graph_finding(trial, stage, trial.variant)
+    from .int8_stage import int8_finding
+
+    return int8_finding(trial, stage)
+
+
+_FINDERS: dict[Stage, Callable[[Trial, Stage], Finding]] = {
+    "original": _of_original,
+    "export": _of_program,
+    "onnx": _of_graph,
+    "optimised": _of_optimisation,
+    "precision": _of_precision,
+    "runner": runner_finding,
+}
+
+
+def departing_stage(subject: Subject, variant: Variant, chain: Chain, gates: set[str]) -> Stage:
+    """The first stage that departs; where none does by itself, the one that adds most to what the gate measured."""
+    order = list(STAGES)
+    if chain.departing == "original" and _other_recording(subject, chain):
+        return "evidence"
+    stages = {contradicted_stage(subject, variant), chain.departing} if "contract" in gates else {chain.departing}
+    if found := [stage for stage in stages if stage is not None]:
+        return min(found, key=order.index)
+    last: Stage = next(link.stage for link in reversed(chain.links) if not link.missing)
+    if "contract" in gates:
+        return last
+    return lost_most(chain.results, "drop_points" if gates == {"accuracy"} else "max_abs") or last
+
+
+def contradicted_stage(subject: Subject, variant: Variant) -> Stage | None:
+    """The stage of the variant's graph, where that says of itself what it is not; None where it does not."""
+    if not _contradiction(subject, variant):
+        return None
+    return "onnx" if variant.name == subject.base.name else "precision"
+
+
+def _contradiction(subject: Subject, variant: Variant) -> str:
+    facts = graph_facts(subject.bundle.read(variant.file))
+    carried = contradictions(subject.bundle.manifest, {variant.file: facts}, "normalisation")
+    return "; ".join(filter(None, (opset_changed(facts), *carried)))
+
+
+def _contradicting(trial: Trial) -> Finding:
+    return Finding(
+        f"{trial.variant.file} is not the file that was exported: {_contradiction(trial.subject, trial.variant)}",
+        "export the bundle again, with export.opset where another is needed: a conversion may change what nodes mean",
+        True,
+    )
