@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from trueport.export.attribution.examine import examined
-from trueport.export.attribution.rebuild import rebuilt_bundle
 from trueport.export.attribution.subject import Subject
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ImageError
@@ -82,6 +81,8 @@ def rebuilt(
 
     Raises as `rebuilt_bundle` does.
     """
+    from trueport.export.attribution.rebuild import rebuilt_bundle
+
     subject = Subject(deployment.bundle, threads, trust_code)
     variant = deployment.bundle.variant(explanation.variant)
     return rebuilt_bundle(subject, variant, explanation.float_layers, out)

@@ -52,6 +52,11 @@ class Told:
     remedy: str
     float_layers: tuple[str, ...]
 
+    @property
+    def departs(self) -> bool:
+        """Whether a stage was shown to depart: what samples can't tell departs nowhere."""
+        return any(step.first for step in self.steps)
+
 
 def told(explanations: Sequence[Explanation]) -> list[Told]:
     """All of them, in the order of the report."""
@@ -80,7 +85,7 @@ def _step(result: StageResult, first: str) -> Step:
         name=result.stage,
         compares=STAGES[result.stage],
         status=result.status,
-        first=result.stage == first,
+        first=result.stage == first and result.status == "departs",
         limits=limits,
         detail=result.detail,
     )

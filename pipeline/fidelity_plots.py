@@ -57,8 +57,9 @@ def differences_svg(differences: NDArray[np.float64], bounds: Bounds, name: str 
         axes.axvline(bounds.max_abs, color=INK, linestyle="--", linewidth=1.8, label="allowed")
         if beyond:
             axes.axvspan(bounds.max_abs, edges[-1], color=WRONG, alpha=0.15, linewidth=0)
-        axes.set_xlim(edges[0] / 2, 3 * max(edges[-1], bounds.max_abs))
-        plain_log(axes.xaxis, edges[-1] / edges[0])
+        left, right = min(edges[0], bounds.noise_max_abs or edges[0]) / 2, 3 * max(edges[-1], bounds.max_abs)
+        axes.set_xlim(left, right)
+        plain_log(axes.xaxis, right / left)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         axes.set_xlabel("absolute difference of a logit")
         axes.set_ylabel("share of logits")
@@ -154,4 +155,6 @@ def changes_svg(changes: NDArray[np.int64], labels: Sequence[str], name: str = "
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_TICK else f"…{name[1 - LONGEST_TICK :]}"
+    """Names of layers and classes differ at their ends, if not at their beginnings: the middle goes."""
+    half = LONGEST_TICK // 2
+    return name if len(name) <= LONGEST_TICK else f"{name[: half - 1]}…{name[-half:]}"

@@ -106,10 +106,12 @@ def changes(port: Port, index: int, labels: Sequence[str]) -> dict[str, Any] | N
     answers = port.answers
     if answers is None or answers.several or not answers.flips.any():
         return None
-    kinds = answers.changed_kinds()
+    kinds, cells = answers.changed_kinds(), answers.changes()
+    classes = max(int(np.any(cells, axis=axis).sum()) for axis in (0, 1))
     return {
         "name": port.name,
-        "svg": fidelity_plots.changes_svg(answers.changes(), labels, f"changes{index}"),
+        "svg": fidelity_plots.changes_svg(cells, labels, f"changes{index}") if classes <= plots.COUNTED_CLASSES else None,
+        "classes": classes,
         "kinds": [
             (labels[true], labels[before], labels[after], pictures, _change(true, before, after))
             for (true, before, after), pictures in kinds[:SHOWN]

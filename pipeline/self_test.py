@@ -17,7 +17,7 @@ import msgspec
 
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import MissingError, TrueportError, unknown_name
-from trueport.runtime.explanation import Explanation, Stage
+from trueport.runtime.explanation import STAGES, Explanation, Stage
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Precision, Variant
 from trueport.runtime.runner import RunnerOptions
@@ -112,7 +112,7 @@ def self_test(
     Raises UsageError for an unknown runner or fault, BundleError for a bundle that is not to be trusted, MissingError
     where the runner can't be had here.
     """
-    faults = [_named(name) for name in only] or list(FAULTS.values())
+    faults = [_named(name) for name in only] or sorted(FAULTS.values(), key=lambda one: list(STAGES).index(one.stage))
     if runner not in RUNNERS:
         raise unknown_name("runner", runner, RUNNERS)
     deployment, begun = Deployment(Bundle.open(path)), time.perf_counter()

@@ -114,6 +114,16 @@ class Subject:
     name: str
     gates: tuple[Gate, ...]
 
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(gate.status == "passed" for gate in self.gates)
+
+    @property
+    def closed(self) -> str:
+        """Why it was not even opened; empty where it was."""
+        return self.gates[0].detail if all(gate.name == OPENING for gate in self.gates) else ""
+
 
 def headline(check: CheckReport) -> tuple[str, str]:
     """Status and sentence of all gates together; a gate that was not run is never among the passed."""
@@ -140,22 +150,30 @@ def _gates(count: int) -> str:
 
 
 def remarks(check: CheckReport) -> list[tuple[str, str]]:
-    """Status and sentence of everything that did not pass: what failed comes first, then what can't be told."""
+    """Status and sentence of everything that did not pass: what failed comes first, then what can't be told.
+
+    What was not run for one and the same reason is one sentence.
+    """
     order = ("failed", "undecided", "not run")
-    doubtful = [verdict for verdict in check.verdicts if verdict.status in order]
-    return [(verdict.status, _remark(verdict)) for verdict in sorted(doubtful, key=lambda one: order.index(one.status))]
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for verdict in sorted(check.verdicts, key=lambda one: order.index(one.status) if one.status in order else -1):
+        if verdict.status in order:
+            grouped.setdefault((verdict.status, _why(verdict)), []).append(_asked(verdict))
+    return [(status, f"{' and '.join(names)}: {why}") for (status, why), names in grouped.items()]
 
 
-def _remark(verdict: Verdict) -> str:
-    subject = _subject(verdict)
-    name = subject if verdict.gate == OPENING else f"{verdict.gate} of {subject}"
+def _asked(verdict: Verdict) -> str:
+    return _subject(verdict) if verdict.gate == OPENING else f"{verdict.gate} of {_subject(verdict)}"
+
+
+def _why(verdict: Verdict) -> str:
     crossed = [limit for limit in gate_from_verdict(verdict).limits if limit.crossed]
     if verdict.status == "failed" and crossed:
         told = "; ".join(f"{limit.words} {limit.measured}, allowed {limit.allowed}" for limit in crossed)
-        return f"{name}: {told} ({verdict.detail})"
+        return f"{told} ({verdict.detail})"
     if verdict.needed and f"{verdict.needed:,}" not in verdict.detail:
-        return f"{name}: {verdict.detail}; {_samples(verdict.needed)} would decide it"
-    return f"{name}: {verdict.detail}"
+        return f"{verdict.detail}; {_samples(verdict.needed)} would decide it"
+    return verdict.detail
 
 
 def subjects(check: CheckReport) -> list[Subject]:

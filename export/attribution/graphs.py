@@ -176,7 +176,8 @@ def _structure(found: Difference) -> str:
     for kind in ("added", "removed", "operator", "attribute", "inputs"):
         changes = [change for change in found.nodes if change.kind == kind]
         named = [
-            f"{change.node.op_type} in {change.layer}" + (f" ({change.detail})" if change.detail else "")
+            f"{change.node.op_type} in {change.layer or change.node.output[0]}"
+            + (f" ({change.detail})" if change.detail else "")
             for change in changes[:SHOWN]
         ]
         if named:

@@ -9,6 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.numpy_helper import from_array, to_array
 
+from ..layers import COMPUTING
 from ..original import OUTPUT
 from .subject import Rows
 from .tensors import graph_tensors
@@ -30,7 +31,7 @@ def flushed(graph: onnx.ModelProto, images: Rows) -> onnx.ModelProto | None:
         return None
     made = _copied(graph)
     made.graph.initializer.extend(
-        [from_array(np.float32(SMALLEST), ADDED + "tiny"), from_array(np.float32(0), ADDED + "zero")]
+        [from_array(np.array(value, np.float32), ADDED + name) for name, value in (("tiny", SMALLEST), ("zero", 0))]
     )
     nodes = []
     for node in made.graph.node:
@@ -53,10 +54,11 @@ def _flush(name: str) -> list[onnx.NodeProto]:
 
 
 def with_rounded_weights(graph: onnx.ModelProto, bits: int) -> onnx.ModelProto:
-    """The graph with all float32 weights rounded to so many bits of mantissa, ties to even."""
+    """The graph with the float32 weights of its products rounded to so many bits of mantissa, ties to even."""
     made = _copied(graph)
+    weights = {node.input[1] for node in graph.graph.node if node.op_type in COMPUTING}
     for tensor in made.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name in weights:
             tensor.CopyFrom(from_array(_rounded(to_array(tensor), bits), tensor.name))
     return made
 

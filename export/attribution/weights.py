@@ -16,7 +16,6 @@ BOUNDED = 1e-3
 """Relative: what is left where one factor a channel explains a change."""
 MOST_LAYERS = 0.8
 """Of all layers: where so many have other weights, it is another checkpoint."""
-EPSILONS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class _Changed:
 def weight_cause(changes: tuple[TensorChange, ...], layers: list[str], original: Original | None) -> WeightCause:
     """What was done. changes: one at least; layers: that compute, in the order of execution, by name."""
     changed = _Changed(changes, layers, original)
-    for known in (_one_element, _permuted, _lost_bias, _batch_norm, _other_head, _other_checkpoint):
+    for known in (_one_element, _permuted, _reordered, _lost_bias, _batch_norm, _other_head, _other_checkpoint):
         if told := known(changed):
             return told
     named = ", ".join(f"{change.name} by {_relative(change):.2g} of its size" for change in changes[:3])
@@ -132,6 +131,22 @@ def _permuted(changed: _Changed) -> WeightCause | None:
     return WeightCause(told, "put the classes back in the order of the bundle's labels; " + AGAIN, last)
 
 
+def _reordered(changed: _Changed) -> WeightCause | None:
+    """One layer's weights along one axis, in another order."""
+    change = changed.changes[0]
+    if len(changed.changes) > 1 or not changed.computing:
+        return None
+    for axis in range(change.found.ndim):
+        order = _order(np.moveaxis(change.found, axis, 0), np.moveaxis(change.expected, axis, 0))
+        if order:
+            kind = "channels that it takes" if axis == 1 else "channels that it makes"
+            shown = ", ".join(map(str, order[:8]))
+            told = f"the weights of {change.layer} are in another order along the {kind}: {shown}"
+            remedy = "keep RGB, and the order of all channels, from training on; " + AGAIN
+            return WeightCause(told, remedy, change.layer)
+    return None
+
+
 def _order(found: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple[int, ...] | None:
     places: dict[bytes, int] = {row.tobytes(): index for index, row in enumerate(np.ascontiguousarray(expected))}
     order = tuple(places.get(row.tobytes(), -1) for row in np.ascontiguousarray(found))
@@ -148,10 +163,10 @@ def _batch_norm(changed: _Changed) -> WeightCause | None:
     told = f"batch norms were folded with other statistics: the weights of {named} differ by one factor a channel"
     if all(_explains(factors[layer], norms[layer], None) for layer in factors):
         told = "batch norms were folded without their running statistics, with mean 0 and variance 1"
-    for epsilon in EPSILONS:
-        if all(norms[layer].eps != epsilon and _explains(factors[layer], norms[layer], epsilon) for layer in factors):
-            stated = norms[next(iter(factors))].eps
-            told = f"batch norms were folded with epsilon {epsilon:g}, the original has {stated:g}"
+    epsilon = _epsilon(factors, norms)
+    if all(norms[layer].eps != epsilon and _explains(factors[layer], norms[layer], epsilon) for layer in factors):
+        stated = norms[next(iter(factors))].eps
+        told = f"batch norms were folded with epsilon {epsilon:g}, the original has {stated:g}"
     remedy = "put the model in eval mode and keep its batch norms as trained; " + AGAIN
     return WeightCause(told, remedy, changed.touched[0])
 
@@ -186,6 +201,15 @@ def norms_behind(original: Original) -> dict[str, Any]:
             found[before[0]] = module
             before = None
     return found
+
+
+def _epsilon(factors: dict[str, NDArray[np.float64]], norms: dict[str, Any]) -> float:
+    """That would explain the factor of the channel with the smallest variance, to three digits."""
+    layer = next(iter(factors))
+    variance = norms[layer].running_var.double().numpy()
+    channel = int(variance.argmin())
+    other = (variance[channel] + norms[layer].eps) / max(factors[layer][channel] ** 2, 1e-30) - variance[channel]
+    return float(f"{max(other, 0.0):.3g}")
 
 
 def _explains(factor: NDArray[np.float64], norm: Any, epsilon: float | None) -> bool:

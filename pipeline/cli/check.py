@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,9 @@ def check(
     """
     from ..check import bounds_from_text, check_bundle, check_table
     from ..console import emit_json, print_table, say
+    from ..outputs import announce, refuse_shared, write_outputs
 
+    refuse_shared(json=json, junit=junit, markdown=markdown, sarif=sarif)
     if rebuild and not explain:
         raise typer.BadParameter("it needs --explain, which finds the layers", param_hint="--rebuild")
     if self_test:
@@ -83,18 +86,17 @@ def check(
         rebuild=rebuild,
         progress=say if explain else lambda _: None,
     )
-    from ..outputs import announce, write_outputs
-
     emit_json(checked, json)
     write_outputs(checked, junit=junit, markdown=markdown, sarif=sarif)
-    if "-" not in (json, junit, markdown, sarif):
+    taken = "-" in (json, junit, markdown, sarif)
+    if not taken:
         print_table(check_table(checked))
         if checked.explanations:
             from ..explain import explanation_table
 
             print()
             print_table(explanation_table(checked.explanations))
-        announce(checked)
+    announce(checked, stream=sys.stderr if taken else None)
     if not checked:
         raise typer.Exit(EXIT_GATE_FAILED)
 

@@ -1,6 +1,6 @@
 """Planted deployment faults: what `trueport check --self-test` shows its gates, a kind of fault a file."""
 
-from . import (  # noqa: F401 -- each registers its faults, in this order
+from . import (  # noqa: F401 -- each registers its faults
     engines,
     evidence,
     graph,

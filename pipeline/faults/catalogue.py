@@ -52,7 +52,7 @@ class Fault:
 
 
 FAULTS: dict[str, Fault] = {}
-"""By name, in the order of the stages that a picture goes through."""
+"""By name."""
 Plant = Callable[["Healthy"], Deployment]
 
 

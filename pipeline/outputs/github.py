@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TextIO
 
 from trueport.runtime.verdict import Status
 
@@ -20,15 +21,17 @@ from .told import bundle_name, printable, story, title, verdict_line
 COMMANDS: dict[Status, str] = {"failed": "error", "undecided": "warning", "not run": "notice"}
 
 
-def announce(report: CheckReport, environ: Mapping[str, str] = os.environ) -> None:
+def announce(report: CheckReport, environ: Mapping[str, str] = os.environ, stream: TextIO | None = None) -> None:
     """Annotate the job and append to its summary, where this is GitHub Actions; elsewhere nothing.
 
+    stream: of the annotations, which GitHub reads from both; None: standard output.
     Raises OSError where the summary can't be written.
     """
     if environ.get("GITHUB_ACTIONS") != "true":
         return
-    sys.stdout.write("".join(f"{line}\n" for line in annotations_from_report(report)))
-    sys.stdout.flush()
+    stream = stream or sys.stdout
+    stream.write("".join(f"{line}\n" for line in annotations_from_report(report)))
+    stream.flush()
     if summary := environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
             file.write(f"{markdown_from_report(report)}\n")

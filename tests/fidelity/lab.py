@@ -39,7 +39,18 @@ MINUTES = 15.0
 SEEDS = (0, 1, 2)
 PRECISIONS: dict[str, tuple[Precision, ...]] = {"fp32": ("fp32",), "lower": ("fp16", "bf16", "int8")}
 """What one export has; float32 alone comes first, since it takes least."""
-SLOW = ("alexnet", "googlenet", "resnet101", "resnet1202", "resnet152", "resnet50", "resnext", "vgg", "wide_resnet")
+SLOW = (
+    "alexnet",
+    "googlenet",
+    "resnet10",
+    "resnet11",
+    "resnet12",
+    "resnet15",
+    "resnet50",
+    "resnext",
+    "vgg",
+    "wide_resnet",
+)
 """Beginnings of names that come last, each of them minutes."""
 
 

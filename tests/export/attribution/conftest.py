@@ -1,4 +1,4 @@
-"""A small network with all that goes wrong: batch norms, dropout, an auxiliary head; in a bundle of three precisions."""
+"""A small network with all that goes wrong: batch norms, dropout, an auxiliary head; a bundle of three precisions."""
 
 from __future__ import annotations
 

@@ -185,16 +185,8 @@ def test_without_the_original_the_graph_is_held_against_the_recording(own_speck:
 
 def test_without_onnx_the_chain_is_run_and_no_tensor_is_told(own_speck: Path, surgery: Any, why: Any) -> None:
     surgery(own_speck, FAULTS["channels"][0])
-    found = why(own_speck, no_onnx="looking inside a graph needs onnx", original=None, links={})
+    found = why(own_speck, no_onnx="looking inside a graph needs onnx", original=None, no_original="no torch", links={})
     assert (found.stage, found.first) == ("onnx", ())
-
-
-TRAINED_OTHERWISE: dict[str, tuple[Callable[[Any], None], str]] = {
-    "epsilon": (lambda module: each_norm(module, eps=1e-2), "epsilon 0.01, the original has 1e-05"),
-    "statistics": (lambda module: each_norm(module, running_mean=0.0, running_var=1.0), "without their running statistics"),
-    "training": (lambda module: each_norm(module, track=False), "batch norms are in training mode"),
-    "auxiliary": (lambda module: auxiliary(module), "auxiliary head 1"),
-}  # fmt: skip
 
 
 def each_norm(module: nn.Module, eps: float = 1e-5, track: bool = True, **buffers: float) -> None:
@@ -213,6 +205,14 @@ def auxiliary(module: Any) -> None:
         return answers
 
     module.forward = forward
+
+
+TRAINED_OTHERWISE: dict[str, tuple[Callable[[Any], None], str]] = {
+    "epsilon": (lambda module: each_norm(module, eps=1e-2), "epsilon 0.01, the original has 1e-05"),
+    "statistics": (lambda module: each_norm(module, running_mean=0.0, running_var=1.0), "without their running stat"),
+    "training": (lambda module: each_norm(module, track=False), "batch norms are in training mode"),
+    "auxiliary": (auxiliary, "auxiliary head 1"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TRAINED_OTHERWISE)

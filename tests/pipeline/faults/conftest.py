@@ -17,7 +17,7 @@ from trueport.runtime.bundle import Bundle
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """`everything` in fp32 and int8; don't write into it."""
     with registered():
-        yield digits_bundle(tmp_path_factory.mktemp("victim") / "bundle", precisions=("fp32", "int8"), epochs=2)
+        yield digits_bundle(tmp_path_factory.mktemp("victim") / "bundle", precisions=("fp32", "int8"), rows=300)
 
 
 @pytest.fixture

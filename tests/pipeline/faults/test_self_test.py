@@ -16,23 +16,30 @@ from trueport.runtime.bundle import sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.manifest import MANIFEST, Manifest
 
-FAST = [name for name, fault in FAULTS.items() if fault.plant.__module__.rpartition(".")[2] != "network"]
-"""All but those that export anew."""
-NOT_HERE = {"grey", "converted opset", "fp16 overflow"}
-"""Faults of grey pictures, of a converter that changes nothing here, of a variant that this bundle does not have."""
+SUBSET = (
+    "bgr", "filter", "antialias", "exif", "permuted labels", "background class", "relabelled evaluation",
+    "nan in the recording", "one class", "few samples", "constant pictures", "constant golden set", "unnormalised",
+    "mean for std", "unscaled", "nhwc", "training batch norm", "frozen batch", "mixed rows", "softmax over batch",
+    "ceil mode", "align corners", "padding", "counted padding", "old opset", "other head", "older checkpoint",
+    "lost bias",
+    "flipped bit", "exchanged layers", "transposed layer", "other original", "int8 on constants", "int8 zero point",
+    "other model", "provider fallback", "precision not reached", "bf16 for fp32", "wrong rows", "stale answer",
+    "flushed denormals", "saturating int8", "truncated engine", "engine of other weights", "engine of another GPU",
+)  # fmt: skip
+"""Of all kinds, and one of those that export the module again; `make fidelity` plants everything."""
 
 
 @pytest.fixture(scope="module")
 def report(victim: Path) -> SelfTestReport:
-    return self_test(victim, only=FAST, explained=False)
+    return self_test(victim, only=SUBSET, explained=False)
 
 
 def test_everything_that_is_planted_is_caught(report: SelfTestReport) -> None:
     assert report.healthy
     assert [(one.name, one.harm) for one in report.faults if one.status == "missed"] == []
-    assert {one.name for one in report.faults if one.status == "does not apply"} == NOT_HERE
+    assert [(one.name, one.reason) for one in report.faults if one.status == "does not apply"] == []
     assert report
-    assert report.planted == report.caught == len(FAST) - len(NOT_HERE)
+    assert report.planted == report.caught == len(SUBSET)
 
 
 def test_each_is_seen_by_the_gate_that_is_there_for_it(report: SelfTestReport) -> None:
@@ -55,21 +62,13 @@ def test_each_is_seen_by_the_gate_that_is_there_for_it(report: SelfTestReport) -
 def test_the_report_survives_json_and_is_told(report: SelfTestReport) -> None:
     assert msgspec.json.decode(msgspec.json.encode(report), type=SelfTestReport) == report
     table = self_test_table(report)
-    assert len(table.rows) == len(FAST)
+    assert len(table.rows) == len(SUBSET)
     assert table.notes[-1] == self_test_summary(report)
     assert f"{report.caught} of {report.planted} planted faults caught" in table.notes[-1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FAULTS if name not in FAST])
-def test_modules_in_another_state_are_caught(victim: Path, name: str) -> None:
-    assert self_test(victim, only=[name], explained=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["exif", "background class", "few samples", "lost bias", "int8 on constants", "wrong rows"]
-)
+@pytest.mark.parametrize("name", ["exif", "lost bias"])
 def test_faults_are_traced_to_their_stage(victim: Path, name: str) -> None:
     (one,) = self_test(victim, only=[name]).faults
     assert one.named == FAULTS[name].stage
