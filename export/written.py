@@ -16,6 +16,7 @@ from trueport.runtime.errors import BundleError, missing_extra
 from trueport.runtime.machine import available_cores
 from trueport.runtime.manifest import Variant
 from trueport.runtime.runner import RunnerOptions
+from trueport.runtime.runners import written as as_written
 from trueport.runtime.runners.ort import OrtRunner
 from trueport.runtime.runners.written import written_runner
 
@@ -42,12 +43,17 @@ def open_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+def open_as_written(bundle: Bundle, variant: Variant, options: RunnerOptions) -> OrtRunner:
+    """A variant as it is written, in any precision. Raises as the runner `written` and `open_rounded` do."""
+    return (open_rounded if variant.precision == "fp16" else as_written.open_written)(bundle, variant, options)
+
+
 def open_rounded(bundle: Bundle, variant: Variant, options: RunnerOptions) -> OrtRunner:
     """An fp16 variant as it is written, every activation of it really rounded to 16 bits, on the CPU.
 
     onnxruntime has no fp16 kernels for x86. It casts to float32 around each node and takes the casts between two nodes
-    away again, so that nothing overflows and nothing is rounded. Two Identities behind each node have a kernel and stay; one
-    alone would be taken for an isolated node, and computed in float32 as well.
+    away again: nothing overflows, nothing is rounded. Two Identities behind each node have a kernel and stay; one alone
+    would be taken for an isolated node, and computed in float32 as well.
     Raises BundleError for a damaged graph, MissingError without the onnx package.
     """
     try:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from trueport.export.written import open_as_written
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, Evaluation, Golden
 from trueport.runtime.errors import BundleError, MissingError, TrustError, UsageError, unknown_name
 from trueport.runtime.explanation import Explanation
@@ -23,7 +24,7 @@ from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Bounds, Variant
 from trueport.runtime.runner import Runner, RunnerOptions, RunnerReport, run_in_batches
 from trueport.runtime.runners import DEFAULT, RUNNERS
-from trueport.runtime.runners.written import WRITTEN, open_written
+from trueport.runtime.runners.written import WRITTEN
 from trueport.runtime.verdict import Verdict, not_run
 
 from .console import Table
@@ -332,12 +333,8 @@ class _Ports:
         return refused
 
     def _open(self, name: str, variant: Variant) -> Runner:
-        if name == WRITTEN and variant.precision == "fp16":
-            from trueport.export.written import open_rounded
-
-            return open_rounded(self._bundle, variant, self._options)
         if name == WRITTEN:
-            return open_written(self._bundle, variant, self._options)
+            return open_as_written(self._bundle, variant, self._options)
         return self._deployment.open(self._bundle, name, variant.name, self._options)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.bundle import Bundle
+from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import TrueportError
 from trueport.runtime.manifest import Variant
 
@@ -56,18 +56,20 @@ def drift_of(bundle: Bundle, trust_code: bool = False, progress: Callable[[str],
 
     trust_code: as `original_from_bundle` has it. What can't be had here is told in `missing`, and nothing is raised.
     """
+    if WEIGHTS not in bundle.manifest.files:
+        return Drift(f"the bundle has no {WEIGHTS}, which the original is rebuilt from")
     try:
         from trueport.export.attribution.subject import Subject
         from trueport.export.attribution.tensors import expected_tensors, module_tensors
     except ImportError as error:
         return Drift(f"comparing layers needs {error.name}, which is not installed: pip install 'trueport[train]'")
-    subject = Subject(bundle, trust_code=trust_code)
-    original = subject.original
-    if original is None:
-        return Drift(f"there is no original to compare layers with: {subject.no_original}")
     progress("layers of the original")
+    subject = Subject(bundle, trust_code=trust_code)
     images = _pictures(subject.evaluation.images)
     try:
+        original = subject.original
+        if original is None:
+            return Drift(f"there is no original to compare with: {subject.no_original}")
         base = subject.graph(subject.base)
         expected = expected_tensors(original, images, base)
     except TrueportError as error:

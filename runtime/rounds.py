@@ -62,7 +62,8 @@ def log_ratios(
     check_seconds(seconds)
     if rounds < FEWEST_ROUNDS:
         raise UsageError(f"an interval over rounds needs at least {FEWEST_ROUNDS} of them, found {rounds}")
-    return np.array([_round(open_pair, seconds / rounds, clock) for _ in range(rounds)])
+    with no_collector():
+        return np.array([_round(open_pair, seconds / rounds, clock) for _ in range(rounds)])
 
 
 def difference(now: NDArray[np.float64], then: NDArray[np.float64], level: float) -> Difference:
@@ -99,7 +100,7 @@ def student_quantile(probability: float, freedom: float) -> float:
 
 def _round(open_pair: OpenPair, seconds: float, clock: Clock) -> float:
     """Median over the blocks of one round."""
-    with open_pair() as (a, b), no_collector():
+    with open_pair() as (a, b):
         for call in (a, b):
             timed(call, min(WARM_UP_S, seconds / 4), clock)
         end = clock() + int(seconds * 1e9)

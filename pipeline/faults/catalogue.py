@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from trueport.runtime.bundle import EVALUATION, GOLDEN, Bundle, sealed
-from trueport.runtime.errors import MissingError, TrustError
+from trueport.runtime.errors import ExportError, MissingError, TrustError
 from trueport.runtime.explanation import Stage
 from trueport.runtime.manifest import MANIFEST, FileEntry, Precision, Variant
 from trueport.runtime.runner import Runner, RunnerOptions
@@ -116,7 +116,7 @@ class Healthy:
 
     def with_exported(self, original: Original) -> Deployment:
         """A deployment of a bundle whose fp32 graph is exported from another module, and says of itself what the
-        healthy one says. Raises DoesNotApplyError where there is no exporter.
+        healthy one says. Raises DoesNotApplyError where it can't be exported.
         """
         try:
             from trueport.export.graph import onnx_from_original
@@ -124,7 +124,7 @@ class Healthy:
             told = self.graph()
             opset = next(entry.version for entry in told.opset_import if not entry.domain)
             model = onnx_from_original(original, opset)
-        except MissingError as error:
+        except (MissingError, ExportError) as error:
             raise DoesNotApplyError(str(error)) from error
         del model.metadata_props[:]
         model.metadata_props.extend(told.metadata_props)
@@ -145,16 +145,15 @@ class Healthy:
         }
         manifest = msgspec.structs.replace(self.bundle.manifest, files=files, **changes)
         for name in files:
+            target = self.scratch / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.unlink(missing_ok=True)  # of an earlier copy: it may be the bundle's own file by another name
             if name in content:
-                (self.scratch / name).write_bytes(content[name])
+                target.write_bytes(content[name])
             else:
-                _link(self.bundle.file(name), self.scratch / name)
+                _link(self.bundle.file(name), target)
         (self.scratch / MANIFEST).write_bytes(sealed(manifest))
-        return self._deployed(Bundle.open(self.scratch))
-
-    def _deployed(self, bundle: Bundle) -> Deployment:
-        healthy = self.deployment
-        return Deployment(bundle, healthy.prepare, healthy.open, healthy.labels)
+        return replace(self.deployment, bundle=Bundle.open(self.scratch))
 
     def _other_arrays(self, name: str, changes: dict[str, Any]) -> bytes:
         with np.load(io.BytesIO(self.bundle.read(name)), allow_pickle=False) as file:
@@ -168,16 +167,15 @@ def opened(deployment: Deployment, runner: str, variant: str, options: RunnerOpt
     """A variant on a runner, or on `written`, which shows graphs that no runner here computes in their precision."""
     if runner in RUNNERS:
         return deployment.open(deployment.bundle, runner, variant, options)
-    from trueport.runtime.runners.written import open_written
+    from trueport.export.written import open_as_written
 
     if runner != WRITTEN:
         raise ValueError(f"expected a runner's name, found {runner!r}")
-    return open_written(deployment.bundle, deployment.bundle.variant(variant), options)
+    return open_as_written(deployment.bundle, deployment.bundle.variant(variant), options)
 
 
 def _link(source: Path, target: Path) -> None:
     """A second name for a file, or a copy of it where the two are on different file systems."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(source, target)
     except OSError:

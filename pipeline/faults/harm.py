@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS
 from trueport.runtime.errors import TrueportError
-from trueport.runtime.runner import RunnerOptions, run_in_batches
+from trueport.runtime.runner import run_in_batches
 
 from ..deployment import Deployment
 from .catalogue import Fault, Healthy, opened
@@ -99,7 +99,7 @@ def _evidence(healthy: Deployment, faulty: Deployment) -> str:
 def _answers(fault: Fault, faulty: Deployment, healthy: Healthy, before: Unharmed) -> str:
     asked = fault.runner or healthy.runner
     try:
-        with closing(opened(faulty, asked, healthy.variant.name, healthy.options or RunnerOptions())) as runner:
+        with closing(opened(faulty, asked, healthy.variant.name, healthy.options)) as runner:
             report, logits = runner.report(), run_in_batches(runner, before.images)
     except TrueportError as error:
         return f"it can't be opened: {error}"
@@ -107,7 +107,8 @@ def _answers(fault: Fault, faulty: Deployment, healthy: Healthy, before: Unharme
         return f"it does not answer: {str(error).strip().splitlines()[0][:160]}"
     if report.provider == before.provider and asked != healthy.runner:
         return f"{asked} runs on {report.provider}"
-    if report.layers != before.layers:
+    precision = healthy.variant.precision
+    if precision in before.layers and precision not in report.layers:
         return f"it computes in {', '.join(report.layers)}"
     return _moved(logits, before)
 

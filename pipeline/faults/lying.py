@@ -65,11 +65,11 @@ def served_by(healthy: Healthy, wrap: Callable[[Runner], Runner]) -> Deployment:
     return replace(healthy.deployment, open=open_wrapped)
 
 
-def served_from(healthy: Healthy, other: Bundle, variant: str | None = None) -> Deployment:
-    """The healthy bundle, answered for by another one's graph. variant: of the other; None: that of the same name."""
+def served_from(healthy: Healthy, other: Bundle) -> Deployment:
+    """The healthy bundle, answered for by another one's graph of the same name."""
     honest = healthy.deployment.open
 
-    def open_other(_: Bundle, runner: str, name: str, options: RunnerOptions) -> Runner:
-        return honest(other, runner, variant or name, options)
+    def open_other(_: Bundle, runner: str, variant: str, options: RunnerOptions) -> Runner:
+        return honest(other, runner, variant, options)
 
     return replace(healthy.deployment, open=open_other)

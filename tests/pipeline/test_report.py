@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trueport.pipeline import disagreement, plots, report, wording
+from trueport.pipeline import disagreement, fidelity_plots, latency_plots, plots, report, wording
 from trueport.pipeline.bench import BatchBench, BenchReport
 from trueport.pipeline.check import CheckReport, proven
 from trueport.pipeline.disagreement import Answers, data_uri
@@ -24,6 +24,7 @@ from trueport.pipeline.run_folder import METRICS, EpochMetrics, Run, RunInfo, wr
 from trueport.pipeline.wording import headline, number, percent, size
 from trueport.runtime.bundle import EVALUATION, GOLDEN, Bundle, sealed
 from trueport.runtime.errors import MissingError, UsageError
+from trueport.runtime.explanation import Departure, Explanation, StageResult
 from trueport.runtime.machine import Machine
 from trueport.runtime.manifest import (
     MANIFEST,
@@ -39,8 +40,9 @@ from trueport.runtime.manifest import (
 from trueport.runtime.runner import Array, RunnerReport
 from trueport.runtime.scores import softmax
 from trueport.runtime.timing import LatencySummary, Paired
-from trueport.runtime.verdict import Verdict, judged, not_run
+from trueport.runtime.verdict import Verdict, judged, not_run, undecided
 
+DIGEST = "ab" * 32
 BOUNDS = Bounds(max_abs=4e-5, rms=8e-6, noise_max_abs=5e-6, noise_rms=1e-6, noise_from=("float32, 1 threads, batch 1",))
 ORIGINAL = np.array(
     [[4, 1, 0], [3, 2, 1], [0, 5, 1], [1, 2, 0], [0, 1, 3], [2, 0, 1], [0, 1.5, 1], [1, 0, 6]], np.float32
@@ -140,7 +142,6 @@ def make_bundle(
         GOLDEN: npz(images=images),
         EVALUATION: npz(images=images, labels=truth, logits=logits),
     }
-    digest = "ab" * 32
     manifest = Manifest(
         name="insects",
         version="1",
@@ -160,7 +161,7 @@ def make_bundle(
             ),
         ),
         provenance=Provenance(
-            arch="lenet", arch_args={}, weights_sha256=digest, data="insects", data_sha256=digest, split_sha256=digest,
+            arch="lenet", arch_args={}, weights_sha256=DIGEST, data="insects", data_sha256=DIGEST, split_sha256=DIGEST,
             seed=0, created="2026-01-02T03:04:05+00:00", versions={"trueport": "0.1.0", "onnxruntime": "1.2.3"},
             recipe={"name": "insects", "train": {"epochs": 3, "device": None}},
         ),
@@ -176,7 +177,7 @@ def make_run(folder: Path, epochs: int = 3) -> Run:
     info = RunInfo(
         task="classification", arch="lenet", arch_args={}, labels=("ant", "bee", "cat"),
         preprocessing=Preprocessing(height=4, width=4, mode="L"), normalisation=Normalisation((0.5,), (0.5,)),
-        data="insects", data_sha256="", split_sha256="", weights_sha256="", seed=0, epochs=epochs, best_epoch=1,
+        data="insects", data_sha256="", split_sha256="", weights_sha256=DIGEST, seed=0, epochs=epochs, best_epoch=1,
         metric="top-1 accuracy",
         validation_score=0.5, validation_loss=0.7, test_score=0.625, test_loss=0.6, train_count=50,
         validation_count=10, test_count=8, parameters=61_706, seconds=12.0, device="cpu", versions={}, recipe={},
@@ -227,6 +228,10 @@ FAILED = judged(
     {"max_abs": 4e-5, "rms": 8e-6},
     "67 inputs",
 )
+UNDECIDED = undecided(
+    "accuracy", "fp32", "onnxruntime:cpu", {"drop_high": 2.0}, {"drop_high": 0.5}, "8 held-out samples", 1234
+)
+MISSING = not_run("labels", "-", "-", "nobody asked")
 NOT_RUN = not_run("recording", "original", "original", "the original needs torch, which is not installed")
 
 
@@ -253,7 +258,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> FakeRunner:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing is most of a report's time: tests of what stands around the figures do without."""
-    monkeypatch.setattr(plots, "_svg", lambda name, *_, **__: f'<svg id="{name}"></svg>')
+    for module in (plots, fidelity_plots, latency_plots):
+        monkeypatch.setattr(module, "svg", lambda name, *_, **__: f'<svg id="{name}"></svg>')
 
 
 @pytest.mark.usefixtures("port")
@@ -274,10 +280,10 @@ def test_the_page_is_whole_and_loads_nothing(tmp_path: Path) -> None:
 def test_numbers_are_those_of_the_reports(tmp_path: Path, port: FakeRunner) -> None:
     bundle = make_bundle(tmp_path / "b")
     text = Page(report_html(make_run(tmp_path / "run"), bundle, make_check(*PASSED), make_bench())).text
-    assert "✓ All 2 gates passed" in text
+    assert "✓ Faithful: all 2 gates passed" in text
     assert "2.30 × 10⁻⁵ 4.00 × 10⁻⁵" in text  # measured, allowed
     assert "120 dB" in text
-    assert "75.00 % 6 of 8; original 75.00 %; no answer differs" in text
+    assert "75.00 % 6 of 8; original 75.00 %; no answer differs; fp32 on onnxruntime:cpu" in text
     assert "4.37 times faster than the original, 95 % interval 4.15 to 4.59" in text
     assert "no difference shown beyond the noise at batch 32" in text
     assert "5 bytes" in text  # of the graph
@@ -343,7 +349,7 @@ def test_a_failed_gate_leads_the_page_and_names_what_it_crossed(tmp_path: Path) 
     check = make_check(PASSED[0], FAILED, NOT_RUN)
     html = report_html(None, make_bundle(tmp_path / "b"), check, make_bench())
     text = Page(html).text
-    assert text.index("✗ 1 of 2 gates failed; 1 gate not run") < text.index("How close")
+    assert text.index("✗ Not proven faithful: 1 of 2 gates failed; 1 not run") < text.index("How close")
     assert "not proven to be the model that was trained" in text
     assert "✗ 150 times what is allowed 6.00 × 10⁻³ 4.00 × 10⁻⁵".replace("6.00 × 10⁻³", "0.006") in text
     assert "✗ over the limit not a number 8.00 × 10⁻⁶" in text
@@ -355,11 +361,14 @@ def test_a_failed_gate_leads_the_page_and_names_what_it_crossed(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        ((), ("not run", "No gate was run: nothing is proven")),
-        ((NOT_RUN,), ("not run", "No gate was run: nothing is proven")),
-        ((PASSED[0],), ("passed", "The one gate passed")),
-        ((*PASSED, NOT_RUN), ("passed", "2 gates passed; 1 gate not run")),
-        ((FAILED, NOT_RUN, NOT_RUN), ("failed", "1 of 1 gate failed; 2 gates not run")),
+        ((), ("not run", "Nothing is proven: no gate was run")),
+        ((NOT_RUN,), ("not run", "Nothing is proven: no gate was run")),
+        ((PASSED[0],), ("passed", "Faithful: the one gate passed")),
+        ((*PASSED, NOT_RUN), ("passed", "Faithful: 2 gates passed; 1 not run")),
+        ((FAILED, NOT_RUN, NOT_RUN), ("failed", "Not proven faithful: 1 of 1 gate failed; 2 not run")),
+        ((PASSED[0], UNDECIDED), ("undecided", "Not proven faithful: 1 of 2 gates undecided")),
+        ((FAILED, UNDECIDED), ("failed", "Not proven faithful: 1 of 2 gates failed, 1 undecided")),
+        ((PASSED[0], MISSING), ("not run", "Not proven faithful: 1 gate passed; 1 not run")),
     ],
 )
 def test_headline(verdicts: tuple[Verdict, ...], expected: tuple[str, str]) -> None:
@@ -379,7 +388,7 @@ def test_flips_come_first_and_are_marked(tmp_path: Path, port: FakeRunner) -> No
     assert shown[:2] == ["Picture 3", "Picture 0"]
     assert page.text.count("answers differ") == 1
     assert "logits differ by up to 3 · picture 0" in page.text
-    assert "62.50 % 5 of 8; original 75.00 %; one answer differs" in page.text
+    assert "62.50 % 5 of 8; original 75.00 %; one answer differs; fp32 on onnxruntime:cpu" in page.text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -397,6 +406,7 @@ def test_an_exact_port_has_nothing_to_draw(tmp_path: Path, port: FakeRunner) -> 
     page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench()))
     assert "Nowhere: all 8 pictures get the same logits" in page.text
     assert "there is nothing to draw" in page.text
+    assert "No cell of any confusion matrix has changed" in page.text
     assert page.tags.count("svg") == 3
 
 
@@ -408,11 +418,180 @@ def test_a_port_that_answers_no_numbers_is_told_of(tmp_path: Path, port: FakeRun
     assert "logits differ by up to infinite" in page.text
 
 
+@pytest.mark.usefixtures("port", "no_figures")
+def test_undecided_has_a_look_of_its_own_and_names_the_samples(tmp_path: Path) -> None:
+    html = report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED, UNDECIDED), None)
+    text = Page(html).text
+    assert "? Not proven faithful: 1 of 3 gates undecided" in text
+    assert "It can’t be told: 1,234 samples would decide it." in text
+    assert text.index("8 held-out samples; 1,234 samples would decide it") < text.index("Gates")
+    assert '<li class="gate undecided">' in html
+    assert "The samples do not tell" in text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
+def test_bounds_stand_beside_their_noise_or_the_hand_that_set_them(tmp_path: Path) -> None:
+    measured = {"max_abs": 2e-5, "noise_max_abs": 5e-6, "rms": 9e-6, "noise_rms": 1e-6}
+    verdict = judged("parity", "fp32", "onnxruntime:cpu", measured, {"max_abs": 4e-5, "rms": 8e-6}, "67 inputs")
+    check = msgspec.structs.replace(make_check(verdict), overridden={"fp32.max_abs": 4e-5})
+    text = Page(report_html(None, make_bundle(tmp_path / "b"), check, None)).text
+    assert "bound set by hand noise at export 5.00 × 10⁻⁶, the bound is 8 times that" in text
+    assert "noise at export 1.00 × 10⁻⁶, the bound is 8 times that; would have passed with 9.00 × 10⁻⁶" in text
+    assert text.count("bound set by hand") == 1
+    assert "--bound fp32.max_abs=4e-05" in text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_explanations_lead_to_the_first_stage_that_departs(tmp_path: Path, confirmed: bool) -> None:
+    explanation = Explanation(
+        variant="fp32",
+        runner="onnxruntime:cpu",
+        gates=("parity",),
+        stage="onnx",
+        stages=(
+            StageResult(stage="export", status="agrees", measured={"max_abs": 0.0}, allowed={"max_abs": 4e-5}, detail="67 inputs"),
+            StageResult(stage="onnx", status="departs", measured={"max_abs": None}, allowed={"max_abs": 4e-5}, detail="NaN"),
+            StageResult(stage="runner", status="departs", detail="so does this"),
+        ),
+        first=(Departure(layer="conv1", tensor="relu", max_abs=1e-3, allowed=1e-6, detail="Conv node"),),
+        cause="the bias of <conv1> is lost",
+        confirmed=confirmed,
+        remedy="export again",
+        float_layers=("conv1", "fc"),
+    )  # fmt: skip
+    check = msgspec.structs.replace(make_check(PASSED[0], FAILED), explanations=(explanation,))
+    html = report_html(None, make_bundle(tmp_path / "b"), check, None)
+    text = Page(html).text
+    assert text.index("What it comes from") < text.index("All gates, by what was judged")
+    assert "It departs first at onnx : the fp32 graph as it is written" in text
+    assert html.count('class="departs first"') == 1
+    assert "conv1 0.001 1.00 × 10⁻⁶ 1,000 tensor relu : Conv node" in text
+    assert ("shown the bias of <conv1> is lost" in text) is confirmed
+    assert ("usual cause, not shown the bias" in text) is not confirmed
+    assert "Keep in float conv1 , fc" in text
+    assert "not a number, allowed" in text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_changed_answers_are_told_cell_by_cell(tmp_path: Path, port: FakeRunner) -> None:
+    port.logits = CLOSE.copy()
+    port.logits[2] = [0, 1, 5]  # a bee that only the original knows
+    port.logits[5] = [0, 1, 3]  # a cat that only the port knows
+    port.logits[6] = [9, 1, 0]  # a cat that neither knows
+    html = report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench())
+    text = Page(html).text
+    for told in ("bee bee cat 1 lost", "cat ant cat 1 won", "cat bee ant 1 wrong in both"):
+        assert told in text
+    assert text.count("answers differ: lost") == text.count("answers differ: won") == 1
+    assert html.count('<span class="flip same">answers differ</span>') == 1
+    changes = Answers(LABELS, ORIGINAL.astype(np.float64), port.logits.astype(np.float64)).changes()
+    assert changes.tolist() == [[0, 0, 0], [0, -1, 1], [0, -1, 1]]
+
+
+def test_the_changes_leave_out_classes_that_have_none() -> None:
+    changes = np.zeros((40, 40), np.int64)
+    changes[7, 8], changes[7, 7] = 2, -2
+    page = Page(fidelity_plots.changes_svg(changes, [f"class {index}" for index in range(40)]))
+    assert {"class 7", "class 8", "+2", "−2"} <= set(page.texts)
+    assert "class 9" not in page.texts
+    with pytest.raises(ValueError, match="expected a cell that has changed"):
+        fidelity_plots.changes_svg(np.zeros((2, 2), np.int64), ("a", "b"))
+
+
+def test_a_port_that_can_not_be_asked_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> FakeRunner:
+        raise MissingError("this machine has no such device")
+
+    monkeypatch.setattr(disagreement, "open_runner", refuse)
+    page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), None))
+    assert "fp32 on onnxruntime:cpu could not be asked here: this machine has no such device" in page.text
+    assert page.text.count("No port could be asked here") == 3
+    assert page.tags.count("svg") == 0
+    assert "How fast it is" not in page.text
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_port_that_refuses_batches_is_asked_row_by_row(tmp_path: Path, port: FakeRunner) -> None:
+    answer = port.run
+
+    def alone(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if len(feeds["image"]) > 1:
+            raise RuntimeError("the batch is frozen")
+        return answer(feeds)
+
+    port.run = alone  # type: ignore[method-assign]
+    assert "6 of 8; original" in Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), None)).text
+    port.logits = port.logits[:, :2]
+    page = Page(report_html(None, make_bundle(tmp_path / "c"), make_check(*PASSED), None))
+    assert "it can't answer: expected logits [8, 3], found [8, 2]" in page.text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
+def test_what_was_not_run_for_one_reason_is_one_sentence(tmp_path: Path) -> None:
+    closed = [not_run("opening", name, "onnxruntime:cpu", "it needs a GPU") for name in ("fp16", "bf16")]
+    page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED, *closed), None))
+    assert "not run fp16 on onnxruntime:cpu and bf16 on onnxruntime:cpu: it needs a GPU" in page.text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
+def test_the_time_of_the_check_is_told(tmp_path: Path) -> None:
+    check = msgspec.structs.replace(make_check(*PASSED), seconds={"original": 3.04, "fp32 on onnxruntime:cpu": 0.96})
+    text = Page(report_html(None, make_bundle(tmp_path / "b"), check, None)).text
+    assert "Seconds of each part of the check, 4.0 together" in text
+    assert "original 3.0" in text
+
+
+def test_latency_shows_the_distribution_and_the_interval_of_the_median() -> None:
+    plain = make_bench().batches
+    quantiles = tuple((share / 10, 0.5 + share / 10) for share in range(1, 10))
+    side = msgspec.structs.replace(plain[0].port, quantiles=quantiles, median_low_ms=0.9, median_high_ms=1.2)
+    told = latency_plots.latency_svg((msgspec.structs.replace(plain[0], port=side), *plain[1:]))
+    assert "port 1 (0.9 to 1.2)" in told
+    filled = "fill: var(--port); opacity: 0.35"
+    assert told.count(filled) == len(quantiles) - 1
+    assert filled not in latency_plots.latency_svg(plain)
+    same = msgspec.structs.replace(side, quantiles=((0.1, 1.0), (0.5, 1.0), (0.9, 1.0)))  # a clock that ticks
+    assert latency_plots.latency_svg((msgspec.structs.replace(plain[0], port=same),)).count(filled) == 2
+
+
+def test_colours_can_be_read_on_what_they_stand_on() -> None:
+    import re
+    from importlib import resources
+
+    css = (resources.files("trueport.pipeline") / report.STYLE).read_text(encoding="utf-8")
+    themes = [dict(re.findall(r"--(\w+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*)\}", css)]
+    assert len(themes) == 2  # light and dark
+
+    def luminance(colour: str) -> float:
+        digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+        parts = np.array([int(digits[index : index + 2], 16) for index in (0, 2, 4)]) / 255
+        linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    for theme in themes:
+        for name in ("ink", "soft", "wrong", "good", "open", "port", "accent"):
+            for ground in ("ground", "card"):
+                dark, light = sorted((luminance(theme[name]), luminance(theme[ground])))
+                assert (light + 0.05) / (dark + 0.05) >= 4.5, (name, ground)  # WCAG 2.2, 1.4.3
+
+
 @pytest.mark.usefixtures("port")
 def test_a_report_of_another_bundle_is_refused(tmp_path: Path) -> None:
-    check = msgspec.structs.replace(make_check(*PASSED), bundle="birds")
-    with pytest.raises(UsageError, match="expected the check report of insects, found that of birds"):
-        report_html(None, make_bundle(tmp_path / "b"), check, make_bench())
+    bundle, check, bench = make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench()
+    with pytest.raises(UsageError, match="expected the check report of insects 1, found that of birds 1"):
+        report_html(None, bundle, msgspec.structs.replace(check, bundle="birds"), bench)
+    with pytest.raises(UsageError, match="expected the check report of insects 1, found that of insects 2"):
+        report_html(None, bundle, msgspec.structs.replace(check, version="2"), None)
+    with pytest.raises(UsageError, match="expected the bench report of .*, found that of another bundle"):
+        report_html(None, bundle, check, msgspec.structs.replace(bench, bundle_sha256="cd" * 32))
+    other = judged("parity", "fp32", "onnxruntime:cpu", {"max_abs": 1e-6}, {"max_abs": 5e-5}, "67 inputs")
+    with pytest.raises(UsageError, match="another bound for fp32.max_abs"):
+        report_html(None, bundle, make_check(other), None)
+    run = make_run(tmp_path / "run")
+    foreign = Run(run.path, msgspec.structs.replace(run.info, weights_sha256="cd" * 32))
+    with pytest.raises(UsageError, match="found .* with other weights"):
+        report_html(foreign, bundle, check, None)
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,16 +614,16 @@ def test_confusion_of_few_and_many_classes(classes: int) -> None:
 
 
 def test_a_difference_beyond_the_bound_is_said_in_the_alternative_text() -> None:
-    inside = plots.differences_svg(np.array([0, 1e-6, 2e-6]), BOUNDS)
+    inside = fidelity_plots.differences_svg(np.array([0, 1e-6, 2e-6]), BOUNDS)
     assert "2.00 × 10⁻⁶, within the allowed 4.00 × 10⁻⁵".replace(" ×", "\xa0×").replace("× ", "×\xa0") in inside
-    assert "beyond the allowed" in plots.differences_svg(np.array([np.nan, 1e-6, 1.0]), BOUNDS)
+    assert "beyond the allowed" in fidelity_plots.differences_svg(np.array([np.nan, 1e-6, 1.0]), BOUNDS)
     with pytest.raises(ValueError, match="above zero"):
-        plots.differences_svg(np.array([0.0, np.nan]), BOUNDS)
+        fidelity_plots.differences_svg(np.array([0.0, np.nan]), BOUNDS)
 
 
 def test_every_difference_is_in_the_histogram() -> None:
     powers = 2.0 ** np.arange(-24, -15, dtype=np.float64)  # each on the edge of a bin
-    shapes = plots.differences_svg(powers, BOUNDS).split("<path ")
+    shapes = fidelity_plots.differences_svg(powers, BOUNDS).split("<path ")
     assert sum("fill: var(--port); opacity: 0.6" in shape for shape in shapes) == len(powers)
 
 

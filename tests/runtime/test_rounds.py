@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 
 from trueport.runtime.errors import UsageError
 from trueport.runtime.rounds import ROUNDS, difference, log_ratios, student_quantile
+
+
+@pytest.fixture(autouse=True)
+def no_collecting() -> Iterator[None]:
+    """Nothing is really timed here, and collecting all the garbage of a test run takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trueport.runtime.rounds.no_collector", nullcontext)
+        yield
+
 
 MS = 1_000_000
 
@@ -85,7 +94,14 @@ def test_too_few_rounds_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("probability", "freedom", "value"),
-    [(0.975, 5, 2.5706), (0.975, 10, 2.2281), (0.95, 8, 1.8595), (0.995, 5, 4.0321), (0.995, 10, 3.1693), (0.975, math.inf, 1.96)],
+    [
+        (0.975, 5, 2.5706),
+        (0.975, 10, 2.2281),
+        (0.95, 8, 1.8595),
+        (0.995, 5, 4.0321),
+        (0.995, 10, 3.1693),
+        (0.975, math.inf, 1.96),
+    ],
 )
 def test_students_quantiles_are_those_of_the_tables(probability: float, freedom: float, value: float) -> None:
     assert student_quantile(probability, freedom) == pytest.approx(value, rel=0.01)

@@ -55,6 +55,15 @@ def test_a_fault_is_planted_into_a_copy(healthy: Made, victim: Path) -> None:
     assert after == before
 
 
+def test_a_second_copy_in_the_same_place_leaves_the_bundle_alone(healthy: Made, victim: Path) -> None:
+    """Copies share the files that they do not change: by another name they are the bundle's own."""
+    made = healthy("fp32")
+    before = (victim / made.variant.file).read_bytes()
+    made.with_files({})
+    FAULTS["lost bias"].plant(made)
+    assert (victim / made.variant.file).read_bytes() == before
+
+
 def test_a_fault_that_does_not_fit_the_model_says_so(healthy: Made) -> None:
     with pytest.raises(DoesNotApplyError, match="in colour"):
         FAULTS["grey"].plant(healthy("fp32"))
