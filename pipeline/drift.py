@@ -44,7 +44,8 @@ class Drift:
     noise: tuple[float, ...] = ()
     """Of each layer, in the unit of its answers."""
     multiples: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
-    """By variant: the largest difference of each layer over its noise; None where that is no number, or not told."""
+    """By variant: the largest difference of each layer over its noise; infinite where that is no number, None where the
+    graph does not have the layer's answer."""
 
     def largest(self, variant: str) -> float | None:
         """Of all layers."""
@@ -177,4 +178,4 @@ def _multiple(found: NDArray[Any] | None, wanted: NDArray[Any] | None, noise: fl
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         largest = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
-    return largest / noise if np.isfinite(largest) else None
+    return largest / noise if np.isfinite(largest) else np.inf

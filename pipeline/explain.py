@@ -184,7 +184,8 @@ def _of_labels(deployment: Deployment, _: Subject, verdict: Verdict) -> tuple[St
 def _carried(bundle: Bundle, about: Literal["labels", "preprocessing"]) -> str:
     """Where graphs carry something else than the manifest says."""
     graphs = {variant.file: graph_facts(bundle.read(variant.file)) for variant in bundle.manifest.variants}
-    return "; ".join(contradictions(bundle.manifest, graphs, about))
+    found = contradictions(bundle.manifest, graphs, about)
+    return found[0] + (f", and of {len(found) - 1} more graphs" if len(found) > 1 else "") if found else ""
 
 
 def _of_preprocessing(deployment: Deployment, subject: Subject, _: Verdict) -> tuple[Stage, PixelCause]:

@@ -109,7 +109,7 @@ def report_html(
     evaluation = bundle.evaluation()
     ports = asked_ports(bundle, evaluation, check, bench, progress)
     main = next((port for port in ports if port.answers is not None), None)
-    return _template().render(
+    html: str = _template().render(
         style=_resource(STYLE),
         manifest=bundle.manifest,
         labels=bundle.manifest.labels,
@@ -130,23 +130,24 @@ def report_html(
         pictures=pictures(ports, main, evaluation, bundle.manifest.labels),
         both_wrong=both_wrong(main, evaluation, bundle.manifest.labels),
         drift=_drift(bundle, run, trust_code, progress),
-        speed=_speed(bench) if bench else None,
+        speed=_speed(bench) if bench is not None else None,
         bench=bench,
         **_training(run),
         **_origin(bundle, check, bench),
     )
+    return html
 
 
 def refuse_foreign(run: Run | None, bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> None:
     """Raise UsageError where one of them is not of this bundle."""
     manifest = bundle.manifest
     for kind, report in (("check", check), ("bench", bench)):
-        if report and (report.bundle, report.version) != (manifest.name, manifest.version):
+        if report is not None and (report.bundle, report.version) != (manifest.name, manifest.version):
             raise UsageError(
                 f"expected the {kind} report of {manifest.name} {manifest.version}, found that of "
                 f"{report.bundle} {report.version}: run `trueport {kind}` on {bundle.path}"
             )
-    if bench and bench.bundle_sha256 not in ("", manifest.sha256):
+    if bench is not None and bench.bundle_sha256 not in ("", manifest.sha256):
         raise UsageError(
             f"expected the bench report of {bundle.path}, found that of another bundle of the same name: "
             f"run `trueport bench` on it"
@@ -254,7 +255,7 @@ def _commands(bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> 
     if not check:
         commands.append(("Trace what failed", f"trueport check {name}{runners}{bounds} --explain"))
     timed = ""
-    if bench:
+    if bench is not None:
         batches, timed = ",".join(str(result.batch) for result in bench.batches), " --bench bench.json"
         commands.append((
             "Time it again",

@@ -33,7 +33,7 @@ def asked_ports(
         for verdict in check.verdicts
         if verdict.gate != OPENING and verdict.variant in variants
     ]
-    timed = [(bench.variant, bench.port.name)] if bench else []
+    timed = [(bench.variant, bench.port.name)] if bench is not None else []
     ports = []
     for variant, runner in dict.fromkeys([*timed, *judged_ones]):
         progress(f"{variant} on {runner}")
@@ -110,7 +110,9 @@ def changes(port: Port, index: int, labels: Sequence[str]) -> dict[str, Any] | N
     classes = max(int(np.any(cells, axis=axis).sum()) for axis in (0, 1))
     return {
         "name": port.name,
-        "svg": fidelity_plots.changes_svg(cells, labels, f"changes{index}") if classes <= plots.COUNTED_CLASSES else None,
+        "svg": fidelity_plots.changes_svg(cells, labels, f"changes{index}")
+        if classes <= plots.COUNTED_CLASSES
+        else None,
         "classes": classes,
         "kinds": [
             (labels[true], labels[before], labels[after], pictures, _change(true, before, after))

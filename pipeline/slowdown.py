@@ -1,7 +1,7 @@
 """Whether the port got slower than its baseline: a pure rule over the rounds of then and now.
 
-Passed: the whole interval is within the margin. Failed: the whole interval is above 1, and the best estimate is beyond
-the margin. Else undecided. All batch sizes and all looks at one gate together raise a false alarm in at most one run
+Passed: the whole interval is within the margin. Failed: the whole interval is clear of 1, and the best estimate is
+beyond the margin. Else undecided. All batch sizes and all looks at one gate together raise a false alarm in at most one run
 of twenty (Bonferroni), and the margin lies between that and what nothing but noise reaches.
 """
 
@@ -22,6 +22,8 @@ from .console import Table
 GATE = "latency"
 MARGIN = 0.05
 """A port may take so much longer than its baseline: half of the slowdown that has to be found."""
+CLEAR = 0.02
+"""The interval of a failure keeps so far from 1: processes differ by about a per cent in what no round of one shows."""
 FALSE_ALARMS = 0.05
 """At most, of all verdicts of one run together, where nothing got slower."""
 POWER = 0.95
@@ -80,7 +82,7 @@ def verdict_of(now: Logs, then: Logs, setting: Setting) -> Verdict:
     if found.high <= 1 + setting.margin:
         detail = f"{times}; a slowdown of {visible:.1%} would be seen"
         return judged(GATE, *about, measured, allowed, detail)
-    if found.low > 1 and found.ratio > 1 + setting.margin:
+    if found.low > 1 + CLEAR and found.ratio > 1 + setting.margin:
         detail = f"{times}, slower beyond doubt and by more than the {setting.margin:.0%} allowed"
         return judged(GATE, *about, measured, allowed, detail)
     factor = times_more(found, setting.margin)
@@ -94,7 +96,7 @@ def verdict_of(now: Logs, then: Logs, setting: Setting) -> Verdict:
 
 def smallest_visible(found: Difference, margin: float) -> float:
     """The smallest slowdown that fails with a probability of `POWER`, by the spread that was seen."""
-    threshold = max(found.quantile * found.error, math.log1p(margin))
+    threshold = max(found.quantile * found.error + math.log1p(CLEAR), math.log1p(margin))
     # The same degrees of freedom, to which the quantile of the interval is the only witness here.
     return math.expm1(threshold + student_quantile(POWER, math.inf) * found.error)
 
@@ -102,7 +104,7 @@ def smallest_visible(found: Difference, margin: float) -> float:
 def times_more(found: Difference, margin: float) -> float | None:
     """How many times the rounds of now would decide it, were the estimate to stay; None: no number would."""
     log, limit = math.log(found.ratio), math.log1p(margin)
-    distance = log if log > limit else limit - log
+    distance = log - math.log1p(CLEAR) if log > limit else limit - log
     room = (distance / found.quantile) ** 2 - (found.error**2 - found.error_now**2)
     factor = found.error_now**2 / room if room > 0 else math.inf
     return max(factor, 1.0) if factor <= HOPELESS else None

@@ -90,26 +90,51 @@ def labels(
 def better_order(logits: NDArray[Any], truth: NDArray[np.integer[Any]]) -> tuple[int, float]:
     """How many classes would have to move for the answers to fit the truth better, and the share of answers gained.
 
-    Each true class takes the place that is answered most for it. Such an order is believed only where no two classes
-    share a place and the gain is beyond chance for all orders that move so many (McNemar with a union bound).
+    An order is believed where its gain is beyond chance for all orders that move so many (McNemar with a union bound).
     """
     if not np.isfinite(logits).all() or not len(logits):
         return 0, 0.0
     answered, classes = logits.argmax(axis=1), logits.shape[1]
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (truth, answered), 1)
-    present = np.flatnonzero(counts.sum(axis=1))
-    places = np.arange(classes)
-    places[present] = counts[present].argmax(axis=1)
+    places = _gaining(_matched(counts), counts)
     moved = int(np.sum(places != np.arange(classes)))
-    if not moved or len(set(places[present].tolist())) < len(present):
-        return 0, 0.0
     now, then = answered == truth, answered == places[truth]
     lost, won = int(np.sum(now & ~then)), int(np.sum(then & ~now))
     orders = math.lgamma(classes + 1) - math.lgamma(classes - moved + 1) + math.log(classes)
     if won <= lost or log_mcnemar_p(lost, won) + orders > math.log(1 - CONFIDENCE):
         return 0, 0.0
     return moved, (won - lost) / len(truth)
+
+
+def _matched(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A place for each true class (K,), the pairs that are met most often first; where none is met its own, if free."""
+    classes = len(counts)
+    places = np.full(classes, -1)
+    free = np.ones(classes, bool)
+    for cell in np.argsort(-counts, axis=None, kind="stable"):
+        true, place = divmod(int(cell), classes)
+        if counts[true, place] and places[true] < 0 and free[place]:
+            places[true], free[place] = place, False
+    rest = np.flatnonzero(places < 0)
+    own = [true for true in rest if free[true]]
+    places[own], free[own] = own, False
+    places[places < 0] = np.flatnonzero(free)
+    return places
+
+
+def _gaining(places: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of the order's cycles those alone that fit more answers than classes in their own places."""
+    kept, seen = np.arange(len(places)), np.zeros(len(places), bool)
+    for start in range(len(places)):
+        cycle, at = [], start
+        while not seen[at]:
+            seen[at] = True
+            cycle.append(at)
+            at = int(places[at])
+        if counts[cycle, places[cycle]].sum() > counts[cycle, cycle].sum():
+            kept[cycle] = places[cycle]
+    return kept
 
 
 def _different(images: NDArray[np.uint8]) -> int:

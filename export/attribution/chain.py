@@ -268,11 +268,15 @@ def _drop(found: Logits, expected: Logits, subject: Subject) -> float:
 
 
 def _repetition(answer: Answer, images: Rows) -> float:
+    """How far the same inputs are from being answered the same; a NaN that comes again is the same."""
     rows = images[:REPEATED]
     try:
-        return float(np.abs(np.subtract(answer(rows), answer(rows), dtype=np.float64)).max())
+        first, second = answer(rows), answer(rows)
     except Exception:  # noqa: BLE001 — it refuses batches: then rows are asked alone
-        return float(np.abs(answered(answer, rows, 1).astype(np.float64) - answered(answer, rows, 1)).max())
+        first, second = answered(answer, rows, 1), answered(answer, rows, 1)
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(np.where(same, 0.0, first.astype(np.float64) - second)).max(initial=0.0))
 
 
 def _invariance(link: Link, subject: Subject) -> float:

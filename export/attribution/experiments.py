@@ -172,10 +172,18 @@ def input_mistakes(original: Original, images: Rows) -> Iterator[Mistake]:
     mean, std = (torch.tensor(values) for values in (original.normalisation.mean, original.normalisation.std))
     right = (unit - mean) / std
     shape = (len(images), images.shape[3], *images.shape[1:3])
-    known = {
-        "ImageNet's": (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])),
-        "0.5 and 0.5 as": (torch.full((3,), 0.5), torch.full((3,), 0.5)),
-    }
+    grey = images.shape[3] == 1
+    known = (
+        {
+            "MNIST's": (torch.tensor([0.1307]), torch.tensor([0.3081])),
+            "the mean of ImageNet's": (torch.tensor([0.449]), torch.tensor([0.226])),
+        }
+        if grey
+        else {
+            "ImageNet's": (torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])),
+            "0.5 and 0.5 as": (torch.full((3,), 0.5), torch.full((3,), 0.5)),
+        }
+    )
     changes = {
         "the normalisation is missing: pixels arrive from 0 to 1": unit,
         "pixels arrive from 0 to 255, neither scaled nor normalised": pixels,
@@ -191,8 +199,8 @@ def input_mistakes(original: Original, images: Rows) -> Iterator[Mistake]:
     if images.shape[3] == 3:
         changes["the means and deviations of the channels are in reverse order"] = (unit - mean.flip(0)) / std.flip(0)
         changes["channels are swapped behind the normalisation: BGR for RGB"] = right.flip(3)
-        for name, (others, deviations) in known.items():
-            changes[f"{name} mean and standard deviation are used"] = (unit - others) / deviations
+    for name, (others, deviations) in known.items():
+        changes[f"{name} mean and standard deviation are used"] = (unit - others) / deviations
     for cause, values in changes.items():
         yield Mistake(cause, remedy, lambda values=values: _network(original.module, values.permute(0, 3, 1, 2)))  # type: ignore[misc]
     yield Mistake(

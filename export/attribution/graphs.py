@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,19 +37,20 @@ def graph_finding(trial: Trial, stage: Stage, variant: Variant) -> Finding:
     """Why the graph of `variant` departs as it is written, from the stage before."""
     case = case_of(trial.chain, stage, trial.subject.images)
     if trial.subject.no_onnx:
-        return replace(_by_mistake(trial, stage, case), first=())
+        return _by_mistake(trial, stage, case)
     graph = trial.subject.graph(variant)
     fresh = trial.subject.fresh(variant)
     healthy = None if isinstance(fresh, str) or case is None else fresh if _agrees(fresh, case) else None
-    first = first_tensors(trial, stage, graph, healthy, case)
-    finding = _by_overflow(variant, case, first) or _by_chance(trial, stage, graph)
+    found = looked_at(trial, stage, graph, healthy, case)
+    finding = _by_chance(trial, stage, graph)
     if finding is None and healthy is not None and case is not None:
         finding = _by_difference(trial, stage, graph, healthy, case)
+    finding = finding or _by_overflow(variant, case, found)
     if finding is None:
         finding = _by_mistake(trial, stage, case)
         if not finding.confirmed and not isinstance(fresh, str) and healthy is None and case is not None:
             finding = _exporter(fresh, graph, finding, case)
-    return replace(finding, first=first or finding.first)
+    return replace(finding, first=found.first)
 
 
 def _agrees(graph: onnx.ModelProto, case: Case) -> bool:
@@ -60,14 +61,30 @@ def _agrees(graph: onnx.ModelProto, case: Case) -> bool:
     return same and bool(np.abs(found.astype(np.float64) - case.expected).max() <= case.allowed)
 
 
-def first_tensors(
+@dataclass(frozen=True)
+class Look:
+    """The first tensors that depart, and what is in the very first of them."""
+
+    first: tuple[Departure, ...] = ()
+    infinite: bool = False
+    """Whether it holds infinities; all before it is finite."""
+    reach: float = 0.0
+    """The largest value that the stage before has there."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it holds what is no number."""
+        return bool(self.first) and self.first[0].max_abs is None
+
+
+def looked_at(
     trial: Trial, stage: Stage, graph: onnx.ModelProto, healthy: onnx.ModelProto | None, case: Case | None
-) -> tuple[Departure, ...]:
-    """The first tensors of the graph that are not what the stage before makes of the same inputs."""
+) -> Look:
+    """The tensors of the graph beside those that the stage before makes of the same inputs."""
     from .tensors import Expected, expected_tensors, first_departures, graph_tensors, named_tensors
 
     if case is None:
-        return ()
+        return Look()
     subject = trial.subject
     limit = share(trial.chain.link(stage), case.expected)
     expected: dict[str, Expected] = {}
@@ -80,34 +97,34 @@ def first_tensors(
                 expected = named_tensors(graph_tensors(healthy, case.images), limit, "a graph exported anew")
             if subject.original is not None:
                 expected |= expected_tensors(subject.original, case.images, graph)
-        return first_departures(graph, graph_tensors(graph, case.images), expected)
+        tensors = graph_tensors(graph, case.images)
     except Exception as error:  # noqa: BLE001 — a graph that refuses these rows, or a module that was brought
         trial.say(f"the tensors of {stage} can't be had: {error}")
-        return ()
+        return Look()
+    first = first_departures(graph, tensors, expected)
+    if not first:
+        return Look()
+    name = first[0].tensor
+    reach = float(np.abs(expected[name].values.astype(np.float64)).max(initial=0.0))
+    return Look(first, bool(np.isinf(tensors[name]).any()), reach)
 
 
-def _by_overflow(variant: Variant, case: Case | None, first: tuple[Departure, ...]) -> Finding | None:
-    if case is None or np.isfinite(case.found).all() or not np.isfinite(case.expected).all():
+def _by_overflow(variant: Variant, case: Case | None, found: Look) -> Finding | None:
+    """Numbers that are none where the stage before has numbers."""
+    if case is None or not np.isfinite(case.expected).all() or (np.isfinite(case.found).all() and not found.broken):
         return None
-    where = f" first in {first[0].layer}" if first else ""
-    beyond = _largest(first)
-    if variant.precision == "fp16" and (beyond is None or beyond > HALF_MAX):
-        reach = "" if beyond is None else f": it reaches {beyond:,.4g} there, float16 ends at {HALF_MAX:,.0f}"
-        told = f"float16 overflows to NaN or infinity,{where}{reach}"
-        return Finding(told, "export bf16 in place of fp16, or keep fp32", beyond is not None)
+    where = f", first in {found.first[0].layer}" if found.first else ""
+    if variant.precision == "fp16" and (found.infinite or found.reach > HALF_MAX):
+        reach = f"; in float32 it reaches {found.reach:,.4g} there" if found.reach > HALF_MAX else ""
+        return Finding(
+            f"float16 overflows{where}, where what goes in is finite: it ends at {HALF_MAX:,.0f}{reach}",
+            "export bf16 in place of fp16, or keep fp32",
+            True,
+        )
     return Finding(
-        f"NaN or infinity where the stage before has numbers,{where}".replace(",,", ","),
+        f"NaN or infinity where the stage before has numbers{where}",
         "look for a division by zero, a logarithm, or damaged weights there; " + AGAIN,
     )
-
-
-def _largest(first: tuple[Departure, ...]) -> float | None:
-    """What the stage before has at most in the first tensor that is no number."""
-    told = first[0].detail.rpartition("infinite, ")[2].partition(" is the largest")[0] if first else ""
-    try:
-        return float(told.replace(",", ""))
-    except ValueError:
-        return None
 
 
 def _by_chance(trial: Trial, stage: Stage, graph: onnx.ModelProto) -> Finding | None:

@@ -63,7 +63,7 @@ def _ratio(seen: Histogram, low: float, high: float) -> float:
     usual = ((-low, -seen.quantile(0.001)), (high, seen.quantile(0.999)))
     narrowest = min((reach / value for reach, value in usual if value > LITTLE * seen.largest), default=1.0)
     if narrowest < NARROW:
-        return max(narrowest, 0.0)
+        return abs(max(narrowest, 0.0))  # and no -0
     needed = max(seen.highest, 0.0) - min(seen.lowest, 0.0)
     return max((high - low) / needed, NARROW) if needed > 0 else 1.0
 

@@ -34,8 +34,8 @@ def found_in(trial: Trial, stage: Stage) -> Finding:
     if stage == "evidence":
         return _of_evidence(trial, stage)
     link = trial.chain.link(stage)
-    agrees = trial.chain.result(stage).status == "agrees"
-    if agrees and stage == contradicted_stage(trial.subject, trial.variant):
+    unexplained = trial.chain.result(stage).status == "agrees" or link.logits is None
+    if unexplained and stage == contradicted_stage(trial.subject, trial.variant):
         return _contradicting(trial)
     if link.logits is None and link.refused:
         return _refused(trial, stage, link.refused)

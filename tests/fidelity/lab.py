@@ -135,7 +135,7 @@ def kept() -> tuple[list[SelfTestReport], list[Export]]:
 
 def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> str:
     """All of it."""
-    machine = describe_machine()
+    machine, names = describe_machine(), {report.bundle for report in reports}
     versions = ", ".join(f"{name} {machine.versions[name]}" for name in sorted(machine.versions))
     caught, count = sum(one.caught for one in reports), sum(one.planted for one in reports)
     traced, right = sum(one.traced for one in reports), sum(one.named_right for one in reports)
@@ -159,7 +159,7 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> st
         "",
         "## Faults",
         "",
-        "Bundles: " + "; ".join(f"`{victim.arch}`, {victim.told}" for victim in VICTIMS) + ". All trained on tinted",
+        f"Bundles: {'; '.join(f'`{one.arch}`, {one.told}' for one in VICTIMS if one.arch in names)}. Trained on tinted",
         "digits for a few seconds. `-`: it does not apply to that bundle.",
         "",
         f"| fault | stage | {' | '.join(f'`{one.bundle}`' for one in reports)} | seen by |",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -85,8 +87,6 @@ def test_without_onnx_and_the_weights_the_recording_is_enough(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A swap of classes around a runner is found with onnxruntime alone."""
-    import sys
-
     from trueport.runtime.runners import open_runner
 
     (own_bundle / WEIGHTS).unlink()
@@ -96,7 +96,8 @@ def test_without_onnx_and_the_weights_the_recording_is_enough(
 
     class Swapped:
         def __init__(self, inner: Any) -> None:
-            self.inputs, self.outputs, self.report, self.close = inner.inputs, inner.outputs, inner.report, inner.close
+            self.inputs, self.outputs = inner.inputs, inner.outputs
+            self.report, self.close = inner.report, inner.close
             self._inner = inner
 
         def run(self, feeds: Any) -> Any:
@@ -104,7 +105,7 @@ def test_without_onnx_and_the_weights_the_recording_is_enough(
 
     deployment = Deployment(
         Bundle.open(own_bundle),
-        open=lambda *asked: Swapped(open_runner(*asked)),  # type: ignore[arg-type, return-value]
+        open=lambda *asked: Swapped(open_runner(*asked)),
     )
     report = check_deployment(deployment)
     monkeypatch.setitem(sys.modules, "onnx", None)
@@ -114,12 +115,20 @@ def test_without_onnx_and_the_weights_the_recording_is_enough(
     assert next(result for result in found.stages if result.stage == "original").status == "not run"
 
 
+def test_it_loads_without_torch_and_onnx() -> None:
+    """They are looked for when something is explained, and said to be missing then."""
+    blocked = "import sys; sys.modules |= dict.fromkeys(('torch', 'onnx', 'onnxscript', 'safetensors'));"
+    code = f"{blocked} import trueport.pipeline.explain"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_preprocessing_of_an_application_is_recognised(bundle_path: Path) -> None:
     other = lambda data, wanted: prepare(data, msgspec.structs.replace(wanted, resample="nearest"))  # noqa: E731
     (found,) = explained(Deployment(Bundle.open(bundle_path), prepare=other))
     assert (found.variant, found.runner, found.gates) == ("-", "-", ("preprocessing",))
     assert found.stage == "preprocessing"
-    assert "the filter nearest, where bilinear is stated" in found.cause
+    assert "the filter nearest, where bicubic is stated" in found.cause
     assert found.confirmed
 
 
@@ -168,8 +177,8 @@ def test_bounds_set_by_hand_hold_for_the_explanation_too(bundle_path: Path) -> N
 
 def test_a_rebuild_needs_layers(bundle_path: Path, tmp_path: Path) -> None:
     nothing = Explanation(
-        variant="fp32", runner="onnxruntime:cpu", gates=("parity",), stage="onnx", stages=(), cause="-", confirmed=False,
-        remedy="-",
+        variant="fp32", runner="onnxruntime:cpu", gates=("parity",), stage="onnx", stages=(), cause="-",
+        confirmed=False, remedy="-",
     )  # fmt: skip
     with pytest.raises(UsageError, match="expected layers of an int8 variant"):
         rebuilt(Deployment(Bundle.open(bundle_path)), nothing, tmp_path / "out")

@@ -450,8 +450,8 @@ def test_explanations_lead_to_the_first_stage_that_departs(tmp_path: Path, confi
         gates=("parity",),
         stage="onnx",
         stages=(
-            StageResult(stage="export", status="agrees", measured={"max_abs": 0.0}, allowed={"max_abs": 4e-5}, detail="67 inputs"),
-            StageResult(stage="onnx", status="departs", measured={"max_abs": None}, allowed={"max_abs": 4e-5}, detail="NaN"),
+            StageResult(stage="export", status="agrees", measured={"rms": 0.0}, allowed={"rms": 1.0}, detail="67 rows"),
+            StageResult(stage="onnx", status="departs", measured={"rms": None}, allowed={"rms": 8e-6}, detail="NaN"),
             StageResult(stage="runner", status="departs", detail="so does this"),
         ),
         first=(Departure(layer="conv1", tensor="relu", max_abs=1e-3, allowed=1e-6, detail="Conv node"),),
@@ -467,7 +467,7 @@ def test_explanations_lead_to_the_first_stage_that_departs(tmp_path: Path, confi
     assert "It departs first at onnx : the fp32 graph as it is written" in text
     assert html.count('class="departs first"') == 1
     assert "conv1 0.001 1.00 × 10⁻⁶ 1,000 tensor relu : Conv node" in text
-    assert ("shown the bias of <conv1> is lost" in text) is confirmed
+    assert ("Cause shown the bias of <conv1> is lost" in text) is confirmed
     assert ("usual cause, not shown the bias" in text) is not confirmed
     assert "Keep in float conv1 , fc" in text
     assert "not a number, allowed" in text
@@ -484,7 +484,7 @@ def test_changed_answers_are_told_cell_by_cell(tmp_path: Path, port: FakeRunner)
     for told in ("bee bee cat 1 lost", "cat ant cat 1 won", "cat bee ant 1 wrong in both"):
         assert told in text
     assert text.count("answers differ: lost") == text.count("answers differ: won") == 1
-    assert html.count('<span class="flip same">answers differ</span>') == 1
+    assert html.count('<span class="flip same">answers differ</span>') == 2  # also among those wrong in both
     changes = Answers(LABELS, ORIGINAL.astype(np.float64), port.logits.astype(np.float64)).changes()
     assert changes.tolist() == [[0, 0, 0], [0, -1, 1], [0, -1, 1]]
 
@@ -581,16 +581,18 @@ def test_a_report_of_another_bundle_is_refused(tmp_path: Path) -> None:
     bundle, check, bench = make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench()
     with pytest.raises(UsageError, match="expected the check report of insects 1, found that of birds 1"):
         report_html(None, bundle, msgspec.structs.replace(check, bundle="birds"), bench)
+    with pytest.raises(UsageError, match="found that of birds"):  # an unfaithful report is falsy, and foreign all the same
+        report_html(None, bundle, msgspec.structs.replace(make_check(FAILED), bundle="birds"), None)
     with pytest.raises(UsageError, match="expected the check report of insects 1, found that of insects 2"):
         report_html(None, bundle, msgspec.structs.replace(check, version="2"), None)
-    with pytest.raises(UsageError, match="expected the bench report of .*, found that of another bundle"):
+    with pytest.raises(UsageError, match=r"expected the bench report of .*, found that of another bundle"):
         report_html(None, bundle, check, msgspec.structs.replace(bench, bundle_sha256="cd" * 32))
     other = judged("parity", "fp32", "onnxruntime:cpu", {"max_abs": 1e-6}, {"max_abs": 5e-5}, "67 inputs")
-    with pytest.raises(UsageError, match="another bound for fp32.max_abs"):
+    with pytest.raises(UsageError, match=r"another bound for fp32\.max_abs"):
         report_html(None, bundle, make_check(other), None)
     run = make_run(tmp_path / "run")
     foreign = Run(run.path, msgspec.structs.replace(run.info, weights_sha256="cd" * 32))
-    with pytest.raises(UsageError, match="found .* with other weights"):
+    with pytest.raises(UsageError, match=r"found .* with other weights"):
         report_html(foreign, bundle, check, None)
 
 

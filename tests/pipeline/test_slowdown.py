@@ -150,7 +150,7 @@ class SharedMachine:
         return log_ratios(self.pair, seconds=seconds, clock=self)
 
 
-RUNS = 200
+RUNS = 100
 
 
 @cache

@@ -10,9 +10,9 @@ import pytest
 from trueport.pipeline.tuning.search import FIRST_S, Contest, Search, Timing
 from trueport.pipeline.tuning.space import Arm, Candidate, candidates, thread_counts
 from trueport.runtime.manifest import Bounds, Precision, Variant
+from trueport.runtime.percentiles import samples_needed
 from trueport.runtime.runner import RunnerOptions
 from trueport.runtime.runners import RUNNERS, RunnerKind
-from trueport.runtime.percentiles import samples_needed
 
 BATCHES = (1, 2, 4, 8, 16, 32)
 Ms = Callable[[int], float]

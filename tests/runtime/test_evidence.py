@@ -108,6 +108,19 @@ def test_labels_in_another_order_are_found_by_the_answers_themselves() -> None:
     assert labels(manifest(), {}, recorded(), None)
 
 
+def test_a_weak_model_shows_another_order_too() -> None:
+    """Half of its answers are right, and one class is never answered."""
+    random = np.random.default_rng(4)
+    truth = np.arange(400) % len(NAMES)
+    answers = np.where(random.random(400) < 0.5, truth, random.integers(0, len(NAMES), 400))
+    answers[answers == 3] = 4
+    logits = np.eye(len(NAMES), dtype=np.float32)[answers]
+    assert better_order(logits, truth) == (0, 0.0)
+    moved, gain = better_order(logits, (truth + 1) % len(NAMES))
+    assert moved >= len(NAMES) - 1
+    assert gain > 0.3
+
+
 def test_a_poor_model_is_no_permutation() -> None:
     """Of models that guess, with or without a favourite class, none is ever taken for one."""
     random = np.random.default_rng(2)

@@ -157,7 +157,7 @@ def _write(path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def healthy_subject(speck_path: Path) -> Subject:
-    """The healthy bundle with its original, the graph that this exports to, and the stages before ONNX, all made once."""
+    """The healthy bundle; its original, the graph that this exports to, and the stages before ONNX are made once."""
     subject = Subject(Bundle.open(speck_path))
     subject.fresh(subject.base)
     gates = {"parity": judged("parity", "fp32", "written", {"max_abs": 1.0}, {"max_abs": 0.1}, "a test")}
@@ -172,7 +172,7 @@ Explain = Callable[..., Explanation]
 
 @pytest.fixture(scope="session")
 def why(healthy_subject: Subject) -> Explain:
-    """Why a variant of a bundle on a runner fails such gates; what the healthy bundle has made already is taken over."""
+    """Why a variant on a runner fails such gates; what the healthy bundle has made already is taken over."""
 
     def explained(
         bundle: Path,
@@ -183,7 +183,7 @@ def why(healthy_subject: Subject) -> Explain:
         **changes: Any,
     ) -> Explanation:
         subject = Subject(Bundle.open(bundle))
-        subject.original = healthy_subject.original  # type: ignore[misc] # as a cached property is set
+        subject.original = healthy_subject.original  # a cached property may be set
         subject._fresh = dict(healthy_subject._fresh)
         subject.links = {stage: healthy_subject.links[stage] for stage in ("original", "export")}
         for name, value in changes.items():
@@ -193,6 +193,8 @@ def why(healthy_subject: Subject) -> Explain:
             for gate in gates
         }
         default = partial(open_runner, runner=runner, variant=variant)
+        if runner == "written":
+            default = lambda other: open_written(other, other.variant(variant), RunnerOptions())  # noqa: E731
         return examined(subject, subject.bundle.variant(variant), runner, failed, opened or default)
 
     return explained

@@ -66,19 +66,31 @@ def noisy() -> Change:
     return lambda logits: logits + chance.normal(0, 0.1, logits.shape).astype(np.float32)
 
 
+def as_planes(rows: Array) -> Array:
+    return rows.reshape(-1, 3, 16, 16).transpose(0, 2, 3, 1)
+
+
+def to_unit_range(rows: Array) -> Array:
+    return (rows / 255).astype(np.uint8)
+
+
+def in_half(logits: Array) -> Array:
+    return logits.astype(np.float16).astype(np.float32)
+
+
 FAULTS: dict[str, tuple[Change, Change, str, bool]] = {
     "channels": (lambda rows: rows[..., ::-1], same, "BGR for RGB", True),
-    "layout": (lambda rows: rows.reshape(-1, 3, 16, 16).transpose(0, 2, 3, 1), same, "NHWC order are read as NCHW", True),
-    "unit range": (lambda rows: (rows / 255).astype(np.uint8), same, "scaled to 0 to 1 before they become integers", True),
+    "layout": (as_planes, same, "NHWC order are read as NCHW", True),
+    "unit range": (to_unit_range, same, "scaled to 0 to 1 before they become integers", True),
     "rows": (same, lambda logits: np.roll(logits, 1, axis=0), "come back in another order", True),
     "classes": (same, lambda logits: logits[:, [1, 2, 3, 4, 0]], "classes are permuted: place 0 holds class 1", True),
     "softmax": (same, softmax, "a softmax of the logits", True),
-    "float16": (same, lambda logits: logits.astype(np.float16).astype(np.float32), "rounded to float16", True),
+    "float16": (same, in_half, "rounded to float16", True),
     "scaled": (same, lambda logits: logits * np.float32(2), "multiplied by 2", True),
     "four rows": (same, only_four, "places 4 to 31 of a batch of 32 are answered wrongly, and rightly alone", True),
     "late": (same, one_late(), "the one to the batch before", True),
     "noisy": (same, noisy(), "otherwise each time", False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAULTS)
