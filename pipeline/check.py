@@ -146,7 +146,7 @@ def check_bundle(
         wanted = next((one for one in found if one.float_layers), None)
         if wanted is None:
             raise UsageError(f"{path} has no int8 variant that layers in float would mend: nothing was rebuilt")
-        rebuilt(deployment, wanted, rebuild)
+        rebuilt(deployment, wanted, rebuild, threads=threads, trust_code=trust_code)
     return msgspec.structs.replace(report, explanations=found)
 
 

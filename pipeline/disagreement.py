@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trueport.export.written import open_as_written
 from trueport.runtime.bundle import Bundle, Evaluation
 from trueport.runtime.errors import TrueportError
 from trueport.runtime.manifest import Variant
 from trueport.runtime.runner import Runner, RunnerOptions, run_in_batches
 from trueport.runtime.runners import open_runner
-from trueport.runtime.runners.written import WRITTEN, open_written
+from trueport.runtime.runners.written import WRITTEN
 from trueport.runtime.scores import sigmoid, softmax
 
 from .wording import number, percent
@@ -182,7 +183,7 @@ def answers_of_both(bundle: Bundle, evaluation: Evaluation, runner: str, variant
 
 def _opened(bundle: Bundle, runner: str, variant: str) -> Runner:
     if runner == WRITTEN:
-        return open_written(bundle, bundle.variant(variant), RunnerOptions())
+        return open_as_written(bundle, bundle.variant(variant), RunnerOptions())
     return open_runner(bundle, runner, variant)
 
 

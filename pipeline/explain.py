@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 
 from trueport.export.attribution.examine import examined
 from trueport.export.attribution.subject import Subject
+from trueport.export.written import open_as_written
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ImageError
 from trueport.runtime.explanation import STAGES, Explanation, Stage, StageResult
@@ -21,7 +23,7 @@ from trueport.runtime.graph_facts import contradictions, graph_facts
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.preprocessing_causes import PixelCause, pixel_cause
 from trueport.runtime.runner import Runner, RunnerOptions
-from trueport.runtime.runners.written import WRITTEN, open_written
+from trueport.runtime.runners.written import WRITTEN
 from trueport.runtime.verdict import Verdict
 
 from .console import Table
@@ -92,7 +94,7 @@ def _opener(deployment: Deployment, runner: str, variant: str, threads: int | No
     def opened(bundle: Bundle) -> Runner:
         options = RunnerOptions(threads=threads)
         if runner == WRITTEN:
-            return open_written(bundle, bundle.variant(variant), options)
+            return open_as_written(bundle, bundle.variant(variant), options)
         return deployment.open(bundle, runner, variant, options)
 
     return opened
@@ -126,9 +128,7 @@ def _of_recording(subject: Subject, verdict: Verdict, say: Say) -> Explanation:
     base = subject.base
     options = RunnerOptions(threads=subject.threads)
     gates = {verdict.gate: verdict}
-    found = examined(subject, base, WRITTEN, gates, lambda bundle: open_written(bundle, base, options), say)
-    import msgspec
-
+    found = examined(subject, base, WRITTEN, gates, lambda bundle: open_as_written(bundle, base, options), say)
     return msgspec.structs.replace(found, variant=verdict.variant, runner=verdict.runner)
 
 

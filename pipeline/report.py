@@ -18,7 +18,7 @@ from trueport.runtime.runners.reached import shown
 from trueport.runtime.runners.written import WRITTEN
 
 from .bench import BenchReport, bench_table
-from .check import CheckReport, check_bundle
+from .check import CheckReport, check_bundle, overridden
 from .drift import drift_of
 from .explanation_words import told
 from .run_folder import Run
@@ -106,6 +106,7 @@ def report_html(
     here; what can't be is told on the page. Raises UsageError where a report or the run is of another bundle.
     """
     refuse_foreign(run, bundle, check, bench)
+    bundle = overridden(bundle, check.overridden)  # figures show the bounds that were judged by
     evaluation = bundle.evaluation()
     ports = asked_ports(bundle, evaluation, check, bench, progress)
     main = next((port for port in ports if port.answers is not None), None)

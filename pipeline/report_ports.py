@@ -108,11 +108,10 @@ def changes(port: Port, index: int, labels: Sequence[str]) -> dict[str, Any] | N
         return None
     kinds, cells = answers.changed_kinds(), answers.changes()
     classes = max(int(np.any(cells, axis=axis).sum()) for axis in (0, 1))
+    drawn = 0 < classes <= plots.COUNTED_CLASSES
     return {
         "name": port.name,
-        "svg": fidelity_plots.changes_svg(cells, labels, f"changes{index}")
-        if classes <= plots.COUNTED_CLASSES
-        else None,
+        "svg": fidelity_plots.changes_svg(cells, labels, f"changes{index}") if drawn else None,
         "classes": classes,
         "kinds": [
             (labels[true], labels[before], labels[after], pictures, _change(true, before, after))

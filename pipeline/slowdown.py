@@ -1,8 +1,8 @@
 """Whether the port got slower than its baseline: a pure rule over the rounds of then and now.
 
 Passed: the whole interval is within the margin. Failed: the whole interval is clear of 1, and the best estimate is
-beyond the margin. Else undecided. All batch sizes and all looks at one gate together raise a false alarm in at most one run
-of twenty (Bonferroni), and the margin lies between that and what nothing but noise reaches.
+beyond the margin. Else undecided. The level of the intervals allows one false alarm in twenty runs, all batch sizes and
+looks of a run together (Bonferroni); that a failure has to be beyond the margin too makes them rarer.
 """
 
 from __future__ import annotations

@@ -43,6 +43,8 @@ FORBIDDEN = (
 NEED_TRAIN = (
     "trueport.models",
     "trueport.pipeline.training",
+    *(f"trueport.export.attribution.{name}" for name in ("cut", "float_layers", "graph_diff", "int8_stage")),
+    *(f"trueport.export.attribution.{name}" for name in ("integers", "rebuild", "rounding", "tensors", "weights")),
     *(f"trueport.pipeline.{name}" for name in ("augment", "checkpoint", "feed", "plots", "report", "train")),
     *(f"trueport.pipeline.{name}" for name in ("fidelity_plots", "latency_plots", "report_ports")),
 )

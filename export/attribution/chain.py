@@ -19,8 +19,9 @@ from trueport.runtime.manifest import Bounds, Variant
 from trueport.runtime.runner import Runner, RunnerOptions
 from trueport.runtime.runners import check_contract
 from trueport.runtime.runners.ort import OrtRunner, on_cpu, session_options
-from trueport.runtime.runners.written import WRITTEN, open_written
+from trueport.runtime.runners.written import WRITTEN
 
+from ..written import open_as_written
 from .subject import Logits, Rows, Subject
 
 Answer = Callable[[Rows], Logits]
@@ -146,7 +147,7 @@ def _stages(
         return answer_of(OriginalRunner(subject.original, subject.threads))
 
     def written(which: Variant) -> Answer:
-        made = open_written(subject.bundle, which, options(subject))
+        made = open_as_written(subject.bundle, which, options(subject))
         check_contract(subject.bundle, which.file, made)
         return answer_of(made)
 

@@ -15,8 +15,8 @@ from trueport.runtime.machine import installed_versions
 from trueport.runtime.manifest import TensorSpec, Variant
 from trueport.runtime.runner import RunnerOptions
 from trueport.runtime.runners.ort import OrtRunner, on_cpu, session_options
-from trueport.runtime.runners.written import open_written
 
+from ..written import open_as_written
 from .chain import Answer, Chain, answer_of, answered, distance, lost_most
 from .findings import Finding, Trial, case_of, known_mistake
 from .graphs import graph_finding
@@ -64,7 +64,7 @@ def _shapes(trial: Trial, variant: Variant) -> str:
     """What the graph's inputs and outputs are that the manifest's are not."""
     manifest = trial.subject.bundle.manifest
     try:
-        runner = open_written(trial.subject.bundle, variant, RunnerOptions(threads=trial.subject.threads))
+        runner = open_as_written(trial.subject.bundle, variant, RunnerOptions(threads=trial.subject.threads))
     except TrueportError:
         return ""  # the reason is told already
     with contextlib.closing(runner):

@@ -82,12 +82,11 @@ class Subject:
     def graph(self, variant: Variant) -> onnx.ModelProto:
         """A variant's graph, to be looked at and not changed. Needs onnx; raises ExportError for what is no graph."""
         import onnx
-        from google.protobuf.message import DecodeError
 
         if variant.name not in self._graphs:
             try:
                 self._graphs[variant.name] = onnx.load_from_string(self.bundle.read(variant.file))
-            except DecodeError as error:
+            except Exception as error:
                 raise ExportError(f"{variant.file} is no ONNX graph: export the bundle again") from error
         return self._graphs[variant.name]
 

@@ -439,6 +439,9 @@ def test_bounds_stand_beside_their_noise_or_the_hand_that_set_them(tmp_path: Pat
     assert "noise at export 1.00 × 10⁻⁶, the bound is 8 times that; would have passed with 9.00 × 10⁻⁶" in text
     assert text.count("bound set by hand") == 1
     assert "--bound fp32.max_abs=4e-05" in text
+    by_hand = msgspec.structs.replace(make_check(), overridden={"fp32.max_abs": 0.125})
+    bundle = make_bundle(tmp_path / "c")
+    assert "allowed 0.125" in Page(report_html(None, bundle, by_hand, make_bench())).text
 
 
 @pytest.mark.usefixtures("port", "no_figures")
@@ -487,6 +490,16 @@ def test_changed_answers_are_told_cell_by_cell(tmp_path: Path, port: FakeRunner)
     assert html.count('<span class="flip same">answers differ</span>') == 2  # also among those wrong in both
     changes = Answers(LABELS, ORIGINAL.astype(np.float64), port.logits.astype(np.float64)).changes()
     assert changes.tolist() == [[0, 0, 0], [0, -1, 1], [0, -1, 1]]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_changes_that_cancel_each_other_out_are_told(tmp_path: Path, port: FakeRunner) -> None:
+    """Cats 5 and 6 are an ant and a bee to the original, a bee and an ant to the port."""
+    port.logits = CLOSE.copy()
+    port.logits[[5, 6]] = CLOSE[[6, 5]]
+    html = report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), None)
+    assert "They cancel each other out in the confusion matrix." in html
+    assert "<td>ant</td><td>bee</td>" in html
 
 
 def test_the_changes_leave_out_classes_that_have_none() -> None:
@@ -581,7 +594,9 @@ def test_a_report_of_another_bundle_is_refused(tmp_path: Path) -> None:
     bundle, check, bench = make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench()
     with pytest.raises(UsageError, match="expected the check report of insects 1, found that of birds 1"):
         report_html(None, bundle, msgspec.structs.replace(check, bundle="birds"), bench)
-    with pytest.raises(UsageError, match="found that of birds"):  # an unfaithful report is falsy, and foreign all the same
+    with pytest.raises(
+        UsageError, match="found that of birds"
+    ):  # an unfaithful report is falsy, and foreign all the same
         report_html(None, bundle, msgspec.structs.replace(make_check(FAILED), bundle="birds"), None)
     with pytest.raises(UsageError, match="expected the check report of insects 1, found that of insects 2"):
         report_html(None, bundle, msgspec.structs.replace(check, version="2"), None)

@@ -192,7 +192,7 @@ def why(healthy_subject: Subject) -> Explain:
             gate: judged(gate, variant, runner, {"max_abs": 1.0}, {"max_abs": 0.1}, "as the gate says")
             for gate in gates
         }
-        default = partial(open_runner, runner=runner, variant=variant)
+        default: Callable[[Bundle], Runner] = partial(open_runner, runner=runner, variant=variant)
         if runner == "written":
             default = lambda other: open_written(other, other.variant(variant), RunnerOptions())  # noqa: E731
         return examined(subject, subject.bundle.variant(variant), runner, failed, opened or default)
