@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV_VERSION = 0.13.9
 BIN = .venv/bin
 
-.PHONY: demo test lint types tests tests-pipeline tests-runtime tests-export fast gpu sweep bench bench-input bench-train bench-ports bench-engines bench-serve bench-endurance requirements clean
+.PHONY: demo test lint types tests tests-pipeline tests-runtime tests-export fast gpu sweep fidelity bench bench-input bench-train bench-ports bench-engines bench-serve bench-endurance bench-regressions requirements clean
 
 demo: .venv/installed            ## train, export, check, bench: a LeNet from data to a verified bundle
 	$(BIN)/trueport run digits --out runs/demo
@@ -36,6 +36,12 @@ gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can s
 sweep: .venv/installed           ## every architecture, and torchvision's and timm's families: train, export, check
 	$(BIN)/python -W ignore tests/test_sweep.py
 	$(BIN)/python -m pytest -m sweep tests/models
+
+fidelity: .venv/installed        ## docs/fidelity.md: every planted fault, and every healthy export: make fidelity ARGS=--all
+	$(BIN)/python -W ignore -m tests.fidelity.lab $(ARGS)
+
+bench-regressions: .venv/installed ## false alarms and finds of the latency gate over 100 repetitions
+	$(BIN)/python tests/bench/regressions.py
 
 bench: .venv/installed           ## the figures of docs/numbers.md, on this machine
 	$(BIN)/python tests/bench/figures.py

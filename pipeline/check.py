@@ -131,8 +131,8 @@ def check_bundle(
     """`check`, and where it asks for that, why something failed.
 
     explain: trace what failed, or can't be told, to its stage, its first tensors and its cause. rebuild: where an int8
-    variant lacks accuracy, write the bundle anew there with the fewest layers in float that it needs.
-    options: as `check` has them. Raises UsageError where there is nothing to rebuild.
+    variant lacks accuracy, write the bundle anew there with the fewest layers in float that it needs; progress is told
+    whether that was done. options: as `check` has them. Raises as `check` does.
     """
     report = check(path, threads=threads, trust_code=trust_code, progress=progress, **options)
     if not explain or (report and not rebuild):
@@ -145,8 +145,10 @@ def check_bundle(
     if rebuild:
         wanted = next((one for one in found if one.float_layers), None)
         if wanted is None:
-            raise UsageError(f"{path} has no int8 variant that layers in float would mend: nothing was rebuilt")
-        rebuilt(deployment, wanted, rebuild, threads=threads, trust_code=trust_code)
+            progress(f"nothing was rebuilt: {path} has no int8 variant that layers in float would mend")
+        else:
+            rebuilt(deployment, wanted, rebuild, threads=threads, trust_code=trust_code)
+            progress(f"{rebuild}: the bundle with {', '.join(wanted.float_layers)} of {wanted.variant} in float")
     return msgspec.structs.replace(report, explanations=found)
 
 

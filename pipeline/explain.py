@@ -218,7 +218,7 @@ def _rows(found: Explanation) -> list[tuple[str, str, str]]:
     rows += [(result.stage, result.status, _measured(result)) for result in found.stages]
     rows += [
         ("tensor", "", _departure(first.layer, first.tensor, first.max_abs, first.allowed))
-        for first in found.first[:FIRST]
+        for first in [one for one in found.first if not _within(one.max_abs, one.allowed)][:FIRST]
     ]
     rows.append(
         ("cause", "confirmed" if found.confirmed else "likely", f"{found.stage} ({STAGES[found.stage]}): {found.cause}")

@@ -43,7 +43,11 @@ def check(
         typer.Option(metavar="OUT", help="With --explain: write the bundle anew, with the layers in float it needs."),
     ] = None,
     self_test: Annotated[
-        bool, typer.Option("--self-test", help="Plant known faults into copies of the bundle: which are caught here?")
+        bool,
+        typer.Option(
+            "--self-test",
+            help="Plant known faults into copies of the bundle: which are caught here? With --explain: and traced?",
+        ),
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
@@ -72,7 +76,7 @@ def check(
     if rebuild and not explain:
         raise typer.BadParameter("it needs --explain, which finds the layers", param_hint="--rebuild")
     if self_test:
-        _self_test(bundle, runner, threads, trust_code=trust_code, json=json)
+        _self_test(bundle, runner, threads, explain=explain, trust_code=trust_code, json=json)
         return
     checked = check_bundle(
         bundle,
@@ -101,13 +105,17 @@ def check(
         raise typer.Exit(EXIT_GATE_FAILED)
 
 
-def _self_test(bundle: Path, runners: list[str], threads: int | None, *, trust_code: bool, json: str | None) -> None:
+def _self_test(
+    bundle: Path, runners: list[str], threads: int | None, *, explain: bool, trust_code: bool, json: str | None
+) -> None:
     from ..console import emit_json, print_table, say
     from ..self_test import self_test, self_test_table
 
     if len(runners) != 1:
         raise typer.BadParameter("it takes one runner at a time", param_hint="--self-test")
-    report = self_test(bundle, runner=runners[0], threads=threads, trust_code=trust_code, progress=say)
+    report = self_test(
+        bundle, runner=runners[0], threads=threads, trust_code=trust_code, explained=explain, progress=say
+    )
     emit_json(report, json)
     if json != "-":
         print_table(self_test_table(report))

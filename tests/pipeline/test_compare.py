@@ -144,7 +144,7 @@ def written(tmp_path: Path, *reports: Any) -> list[Path]:
 def test_a_gate_that_fails_on_the_other_machine_is_worse(checked: CheckReport, tmp_path: Path) -> None:
     machine = msgspec.structs.replace(checked.machine, cpu="another", key="0" * 12)
     parity = next(verdict for verdict in checked.verdicts if verdict.gate == "parity")
-    names = {"variant": parity.variant, "runner": parity.runner}
+    names: dict[str, Any] = {"variant": parity.variant, "runner": parity.runner}
     for other, verdict in (
         (judged("parity", **names, measured={"max_abs": 2.0}, allowed={"max_abs": 1.0}, detail=""), "worse"),
         (undecided("parity", **names, measured={}, allowed={}, detail=""), "undecided"),

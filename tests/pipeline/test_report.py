@@ -336,6 +336,14 @@ def test_a_run_without_its_metrics_still_has_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("port", "no_figures")
+def test_verdicts_on_speed_stand_with_the_speed(tmp_path: Path) -> None:
+    slower = judged("latency", "fp32", "onnxruntime:cpu", {"slowdown": 1.2}, {"slowdown": 1.1}, "slower than before")
+    bench = msgspec.structs.replace(make_bench(), verdicts=(slower,))
+    page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), bench))
+    assert "✗ failed latency: slower than before" in page.text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
 def test_without_the_original_there_is_no_ratio(tmp_path: Path) -> None:
     page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench(False)))
     assert "1 ms 1,000 images/s; no original to compare with" in page.text

@@ -45,12 +45,12 @@ def recorded(**changes: Any) -> Evaluation:
     truth = np.arange(ROWS) % len(NAMES)
     logits = random.normal(size=(ROWS, len(NAMES))).astype(np.float32)
     logits[np.arange(ROWS), truth] += 3
-    parts = {"images": pictures(), "labels": truth, "logits": logits} | changes
+    parts: dict[str, Any] = {"images": pictures(), "labels": truth, "logits": logits} | changes
     return Evaluation(**parts)
 
 
 def golden(**changes: Any) -> Golden:
-    parts = {"images": pictures(9), "logits": np.zeros((9, len(NAMES)), np.float32)} | changes
+    parts: dict[str, Any] = {"images": pictures(9), "logits": np.zeros((9, len(NAMES)), np.float32)} | changes
     return Golden(**parts, encoded=(), prepared=pictures(0))
 
 
