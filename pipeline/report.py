@@ -17,7 +17,7 @@ from trueport.runtime.runners import DEFAULT
 from trueport.runtime.runners.reached import shown
 from trueport.runtime.runners.written import WRITTEN
 
-from .bench import BenchReport, bench_table
+from .bench import BenchReport, bench_table, scenarios_table
 from .check import CheckReport, check_bundle, overridden
 from .drift import drift_of
 from .explanation_words import told
@@ -200,12 +200,15 @@ def _drift(bundle: Bundle, run: Run | None, trust_code: bool, progress: Callable
 
 def _speed(bench: BenchReport) -> dict[str, Any]:
     paired = any(result.paired for result in bench.batches)
+    tables = [("Milliseconds of one call, and images a second", bench_table(bench))] if bench.batches else []
+    if bench.scenarios is not None:
+        tables.append(("Under load, in MLPerf's scenarios", scenarios_table(bench)))
     return {
-        "table": bench_table(bench),
-        "latency_svg": latency_plots.latency_svg(bench.batches),
+        "tables": tables,
+        "latency_svg": latency_plots.latency_svg(bench.batches) if bench.batches else None,
         "speedup_svg": latency_plots.speedup_svg(bench.batches) if paired else None,
         "distributed": any(result.port.quantiles for result in bench.batches),
-        "single": bench.batches[0],
+        "single": bench.batches[0] if bench.batches else None,
         "subject": f"{bench.variant} on {bench.port.name}",
     }
 
@@ -256,7 +259,7 @@ def _commands(bundle: Bundle, check: CheckReport, bench: BenchReport | None) -> 
     if not check:
         commands.append(("Trace what failed", f"trueport check {name}{runners}{bounds} --explain"))
     timed = ""
-    if bench is not None:
+    if bench is not None and bench.batches:
         batches, timed = ",".join(str(result.batch) for result in bench.batches), " --bench bench.json"
         commands.append((
             "Time it again",

@@ -21,6 +21,7 @@ from trueport.pipeline.check import CheckReport, proven
 from trueport.pipeline.disagreement import Answers, data_uri
 from trueport.pipeline.report import report_html, write_report
 from trueport.pipeline.run_folder import METRICS, EpochMetrics, Run, RunInfo, write_metrics
+from trueport.pipeline.scenarios import Scenarios, SingleStream
 from trueport.pipeline.wording import headline, number, percent, size
 from trueport.runtime.bundle import EVALUATION, GOLDEN, Bundle, sealed
 from trueport.runtime.errors import MissingError, UsageError
@@ -333,6 +334,17 @@ def test_a_run_without_its_metrics_still_has_a_report(tmp_path: Path) -> None:
     (run.path / METRICS).unlink()
     page = Page(report_html(run, make_bundle(tmp_path / "b"), make_check(*PASSED), make_bench()))
     assert "lost its record of the epochs" in page.text
+
+
+@pytest.mark.usefixtures("port", "no_figures")
+def test_a_port_under_load_has_no_batches_but_a_table(tmp_path: Path) -> None:
+    scenarios = Scenarios(single=SingleStream(latency=latency(2.0), p90_ms=3.5))
+    bench = msgspec.structs.replace(make_bench(False), batches=(), scenarios=scenarios)
+    page = Page(report_html(None, make_bundle(tmp_path / "b"), make_check(*PASSED), bench))
+    assert "Under load, in MLPerf's scenarios" in page.text
+    assert "100 queries, one after the other p90 3.5 ms" in page.text
+    assert "Milliseconds of one call" not in page.text
+    assert page.tags.count("svg") == 2
 
 
 @pytest.mark.usefixtures("port", "no_figures")
