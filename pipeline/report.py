@@ -143,38 +143,23 @@ def refuse_foreign(run: Run | None, bundle: Bundle, check: CheckReport, bench: B
     """Raise UsageError where one of them is not of this bundle."""
     manifest = bundle.manifest
     for kind, report in (("check", check), ("bench", bench)):
-        if report is not None and (report.bundle, report.version) != (manifest.name, manifest.version):
+        if report is None:
+            continue
+        if (report.bundle, report.version) != (manifest.name, manifest.version):
             raise UsageError(
                 f"expected the {kind} report of {manifest.name} {manifest.version}, found that of "
                 f"{report.bundle} {report.version}: run `trueport {kind}` on {bundle.path}"
             )
-    if bench is not None and bench.bundle_sha256 not in ("", manifest.sha256):
-        raise UsageError(
-            f"expected the bench report of {bundle.path}, found that of another bundle of the same name: "
-            f"run `trueport bench` on it"
-        )
-    if (other := _other_bound(bundle, check)) is not None:
-        raise UsageError(
-            f"expected the check report of {bundle.path}, found one with another bound for {other}, of another bundle "
-            f"of the same name: run `trueport check` on it"
-        )
+        if report.bundle_sha256 not in ("", manifest.sha256):
+            raise UsageError(
+                f"expected the {kind} report of {bundle.path}, found that of another bundle of the same name: "
+                f"run `trueport {kind}` on it"
+            )
     if run and run.info.weights_sha256 != manifest.provenance.weights_sha256:
         raise UsageError(
             f"expected the run that {bundle.path} was exported from, found {run.path} with other weights: name the "
             "other run, or export this one"
         )
-
-
-def _other_bound(bundle: Bundle, check: CheckReport) -> str | None:
-    """A bound that the report judged by and the bundle does not have: bounds come from the original's own noise."""
-    variants = {variant.name: variant for variant in bundle.manifest.variants}
-    for verdict in check.verdicts:
-        if verdict.gate != "parity" or "max_abs" not in verdict.allowed:
-            continue
-        variant, key = variants.get(verdict.variant), f"{verdict.variant}.max_abs"
-        if variant is None or (key not in check.overridden and variant.bounds.max_abs != verdict.allowed["max_abs"]):
-            return key
-    return None
 
 
 def _template() -> Any:

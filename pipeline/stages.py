@@ -28,7 +28,7 @@ from trueport.runtime.session import load
 
 from . import run_folder
 from .bench import LOUD, BatchBench, BenchReport, bench
-from .check import CheckReport, check, check_summary
+from .check import CheckReport, check_bundle, check_summary
 from .console import Table
 from .data import open_dataset
 from .export_run import export_run, made_by
@@ -228,7 +228,8 @@ def _export(job: Job, run: Run, machine: Machine) -> None:
 
 def _check(job: Job, bundle: Bundle, machine: Machine) -> CheckReport:
     def work(_: bool) -> None:  # the bundle was made of this recipe a moment ago: its code is the user's own
-        _write(job.out / CHECK_JSON, check(bundle.path, runners=job.recipe.check.runner, trust_code=True))
+        report = check_bundle(bundle.path, explain=True, runners=job.recipe.check.runner, trust_code=True)
+        _write(job.out / CHECK_JSON, report)
 
     inputs = [bundle.manifest.sha256, _plain(job.recipe.check), machine.key, machine.versions]
     job.stage("check", inputs, (CHECK_JSON,), work)

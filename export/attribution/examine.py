@@ -38,13 +38,9 @@ def examined(
     with opened_chain(subject, variant, runner, lambda: opened(subject.bundle), batches=batches, say=say) as chain:
         stage = departing_stage(subject, variant, chain, set(gates))
         trial = Trial(subject, variant, runner, chain, gates, opened, say)
-        finding = (
-            _too_few(gates)
-            if chain.departing is None and variant.precision != "int8" and _open_question(gates)
-            else None
-        )
-        finding = finding or found_in(trial, stage)
-        if "accuracy" in gates and variant.precision == "int8" and stage in {"precision", "runner"}:
+        few = chain.departing is None and all(verdict.status == "undecided" for verdict in gates.values())
+        finding = _too_few(gates) if few else found_in(trial, stage)
+        if variant.precision == "int8" and stage in {"precision", "runner"} and _lost_some(gates):
             finding = _with_float_layers(trial, finding)
         return Explanation(
             variant=variant.name,
@@ -60,8 +56,9 @@ def examined(
         )
 
 
-def _open_question(gates: Mapping[str, Verdict]) -> bool:
-    return all(verdict.status == "undecided" for verdict in gates.values())
+def _lost_some(gates: Mapping[str, Verdict]) -> bool:
+    """Whether accuracy is in doubt for predictions that were lost, which layers in float may bring back."""
+    return "accuracy" in gates and bool(gates["accuracy"].measured.get("drop_points"))
 
 
 def _too_few(gates: Mapping[str, Verdict]) -> Finding:

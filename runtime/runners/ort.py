@@ -80,7 +80,7 @@ class OrtRunner:
         self._report = RunnerReport(
             name=runner,
             provider=session.get_providers()[0],
-            device="cpu" if runner == "onnxruntime:cpu" else "cuda",
+            device="cpu" if session.get_providers()[0] == CPU else "cuda",
             threads=session.get_session_options().intra_op_num_threads,
             versions={"onnxruntime": onnxruntime.__version__, **(versions or {})},
             layers=dict(layers or {}),

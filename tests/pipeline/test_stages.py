@@ -157,7 +157,7 @@ def test_an_interrupted_stage_is_done_again(short: Recipe, own: Path, monkeypatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "check", interrupted)
+        patched.setattr(stages, "check_bundle", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_stages(short, own)
     assert "check" in worked(short, own)
@@ -180,7 +180,7 @@ def test_a_failed_gate_is_reported_to_the_end(own: Path, short: Recipe, monkeypa
         failed = msgspec.structs.replace(report.verdicts[0], status="failed")
         return msgspec.structs.replace(report, verdicts=(failed, *report.verdicts[1:]), faithful=False)
 
-    monkeypatch.setattr(stages, "check", failing)
+    monkeypatch.setattr(stages, "check_bundle", failing)
     outcome = run_stages(short, own)
     assert not outcome.check
     assert outcome.report.is_file()

@@ -77,7 +77,7 @@ def test_weights_that_are_given_become_a_run_without_an_epoch(recipe_of: Make, t
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in run.weights().items())
     path, _ = export_run(tmp_path / "run", tmp_path / "bundle")
     report = check(path)
-    assert report
+    assert [verdict.gate for verdict in (*report.failed, *report.undecided)] == ["evidence"], "of a dozen pictures"
     write_report(tmp_path / "report.html", run, Bundle.open(path), report, bench(path, batches=(1,), seconds=0.05))
     with pytest.raises(UsageError, match=r"train.epochs is 0, .* set model.init"):
         train(recipe_of(train={"epochs": 0}), tmp_path / "other")
