@@ -289,7 +289,7 @@ class _Ports:
         refused = self._judge(name, variants)
         if refused and (wanted or len(refused) == len(variants)):
             raise refused[0][1]
-        self.verdicts += [not_run(OPENING, variant.name, name, str(error)) for variant, error in refused]
+        self.verdicts += [not_run(OPENING, variant.name, name, self._said(error)) for variant, error in refused]
 
     def judge_all(self, names: Iterable[str], wanted: Sequence[Variant]) -> None:
         """Run the gates on those of the runners that can be opened. Raises MissingError where that is none at all."""
@@ -298,8 +298,8 @@ class _Ports:
             variants = _made_for(name, wanted or self._bundle.manifest.variants)
             refused = self._judge(name, variants)
             first = first or (refused[0][1] if refused else None)
-            for error in dict.fromkeys(str(error) for _, error in refused):  # one reason is told once
-                concerned = ", ".join(variant.name for variant, other in refused if str(other) == error)
+            for error in dict.fromkeys(self._said(error) for _, error in refused):  # one reason is told once
+                concerned = ", ".join(variant.name for variant, other in refused if self._said(other) == error)
                 self.verdicts.append(not_run(OPENING, concerned, name, error))
         if first and not self.reports:
             raise first
@@ -314,7 +314,7 @@ class _Ports:
                 why = f"{variant.name} was made for a {variant.target.upper()}: name a runner there"
                 self.verdicts.append(not_run(OPENING, variant.name, "-", why))
             for _, error in self._judge(WRITTEN, [variant]):
-                self.verdicts.append(not_run(OPENING, variant.name, WRITTEN, str(error)))
+                self.verdicts.append(not_run(OPENING, variant.name, WRITTEN, self._said(error)))
 
     def _judge(self, name: str, variants: Iterable[Variant]) -> list[tuple[Variant, MissingError]]:
         """Those variants that the runner does not take, and why."""
@@ -327,12 +327,16 @@ class _Ports:
                     refused.append((variant, error))
                     continue
                 except BundleError as error:
-                    self.verdicts.append(failed_opening(variant, name, error))
+                    self.verdicts.append(failed_opening(variant, name, self._said(error)))
                     continue
                 with closing(opened) as runner:
                     self.reports.append(runner.report())
                     self.verdicts += port_gates(self._bundle, variant, runner, name, *self._material)
         return refused
+
+    def _said(self, error: Exception) -> str:
+        """Files of the bundle by their names in it: where it lies is no part of a report."""
+        return str(error).replace(f"{self._bundle.path}/", "")
 
     def _open(self, name: str, variant: Variant) -> Runner:
         if name == WRITTEN:

@@ -81,9 +81,9 @@ def _preprocessing(deployment: Deployment, golden: Golden, broken: list[str]) ->
     return comparison.preprocessing_identity(prepared, golden.prepared)
 
 
-def failed_opening(variant: Variant, runner: str, error: Exception) -> Verdict:
+def failed_opening(variant: Variant, runner: str, why: str) -> Verdict:
     """The contract's verdict where a graph can't even be opened."""
-    return judged(CONTRACT, variant.name, runner, {"broken": 1.0}, {"broken": 0.0}, str(error))
+    return judged(CONTRACT, variant.name, runner, {"broken": 1.0}, {"broken": 0.0}, why)
 
 
 def port_gates(
