@@ -10,9 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Stage = Literal[
-    "evidence", "preprocessing", "labels", "original", "export", "onnx", "optimised", "precision", "runner"
-]
+Stage = Literal["evidence", "preprocessing", "labels", "original", "export", "onnx", "optimised", "precision", "runner"]
 STAGES: dict[Stage, str] = {
     "evidence": "the pictures and recorded answers that everything is judged by",
     "preprocessing": "from the encoded picture to pixels",
