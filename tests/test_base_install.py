@@ -147,7 +147,7 @@ def test_check_holds_the_port_against_the_recording(install: Install, bundle_pat
     assert report["reference"] == "recording"
     statuses = {verdict["gate"]: verdict["status"] for verdict in report["verdicts"]}
     assert statuses.pop("recording") == "not run"
-    assert len(statuses) == 4
+    assert len(statuses) == 7
     assert set(statuses.values()) == {"passed"}
 
 

@@ -150,9 +150,9 @@ def test_every_command_and_every_block_runs(shell: Shell) -> None:
             else:
                 outputs.append(shell.run_line(line[2:] + SHORTER.get(line.removeprefix("$ trueport "), "")))
     told = "\n".join(outputs)
-    assert "faithful: 5 passed" in told
+    assert "faithful: 8 passed" in told
     assert '"predictions"' in told
-    assert (shell.folder / "check.json").is_file()
+    assert (shell.folder / "check.sarif").is_file()
     assert (shell.folder / "runs/demo/report.html").is_file()
     assert (shell.folder / "resnet18.svg").is_file()
 

@@ -132,7 +132,7 @@ def test_check_tells_people_and_machines(trueport: Any, bundle_path: Path, tmp_p
     code, out, _ = trueport("check", bundle_path, "--json", "-")
     printed = json.loads(out)
     assert code == 0
-    assert [verdict["status"] for verdict in printed["verdicts"]] == ["passed"] * 5
+    assert [verdict["status"] for verdict in printed["verdicts"]] == ["passed"] * 8
     assert printed["verdicts"] == written["verdicts"]
 
 

@@ -95,7 +95,7 @@ def test_it(trueport_bundle):
     assert assert_faithful(trueport_bundle).reference == "recording"
 
 def test_wrong(trueport_bundle):
-    with pytest.raises(AssertionError, match="not explained: "):
+    with pytest.raises(AssertionError, match="first departs at the stage "):
         assert_faithful(trueport_bundle, bounds={"fp32.max_abs": 0}, explain=True)
 """
     done = run_pytest(tmp_path, test, "--trueport-bundle", str(bundle_path))

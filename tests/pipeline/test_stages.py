@@ -13,7 +13,7 @@ import pytest
 
 from trueport.pipeline import report, stages
 from trueport.pipeline.bench import BenchReport
-from trueport.pipeline.check import check
+from trueport.pipeline.check import check_bundle
 from trueport.pipeline.console import Table
 from trueport.pipeline.recipe import Recipe, load_recipe
 from trueport.pipeline.run_folder import Run
@@ -176,7 +176,7 @@ def test_a_failed_gate_is_reported_to_the_end(own: Path, short: Recipe, monkeypa
     (own / CHECK_JSON).unlink()
 
     def failing(*arguments: object, **options: object) -> object:
-        report = check(*arguments, **options)  # type: ignore[arg-type]
+        report = check_bundle(*arguments, **options)  # type: ignore[arg-type]
         failed = msgspec.structs.replace(report.verdicts[0], status="failed")
         return msgspec.structs.replace(report, verdicts=(failed, *report.verdicts[1:]), faithful=False)
 
