@@ -58,7 +58,7 @@ def examined(
 
 def _lost_some(gates: Mapping[str, Verdict]) -> bool:
     """Whether accuracy is in doubt for predictions that were lost, which layers in float may bring back."""
-    return "accuracy" in gates and bool(gates["accuracy"].measured.get("drop_points"))
+    return "accuracy" in gates and gates["accuracy"].measured.get("drop_points") != 0
 
 
 def _too_few(gates: Mapping[str, Verdict]) -> Finding:
