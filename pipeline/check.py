@@ -121,27 +121,34 @@ def check(
 def check_bundle(
     path: Path,
     *,
-    explain: bool = False,
-    rebuild: Path | None = None,
     threads: int | None = None,
     trust_code: bool = False,
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> CheckReport:
-    """`check`, and where it asks for that, why something failed.
-
-    explain: trace what failed, or can't be told, to its stage, its first tensors and its cause. rebuild: where an int8
-    variant lacks accuracy, write the bundle anew there with the fewest layers in float that it needs; progress is told
-    whether that was done. options: as `check` has them. Raises as `check` does.
-    """
+    """`check`, and `explained` where something failed or can't be told; options as `check` has them."""
     report = check(path, threads=threads, trust_code=trust_code, progress=progress, **options)
-    if not explain or (report and not rebuild):
-        return report
-    from .explain import explain as explained
-    from .explain import rebuilt
+    return report if report else explained(path, report, threads=threads, trust_code=trust_code, progress=progress)
+
+
+def explained(
+    path: Path,
+    report: CheckReport,
+    *,
+    rebuild: Path | None = None,
+    threads: int | None = None,
+    trust_code: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> CheckReport:
+    """The report, and what failed or can't be told traced to its stage, its first tensors and its cause.
+
+    rebuild: where an int8 variant lacks accuracy, write the bundle anew there with the fewest layers in float that it
+    needs; progress is told whether that was done.
+    """
+    from .explain import explain, rebuilt
 
     deployment = Deployment(Bundle.open(path))
-    found = explained(deployment, report, threads=threads, trust_code=trust_code, progress=progress)
+    found = explain(deployment, report, threads=threads, trust_code=trust_code, progress=progress)
     if rebuild:
         wanted = next((one for one in found if one.float_layers), None)
         if wanted is None:

@@ -74,9 +74,7 @@ def report_file(
     timed = _decoded(bench_file, BenchReport, "bench") if bench_file else None
     checked = _decoded(check_file, CheckReport, "check") if check_file else None
     if checked is None:
-        checked = check_bundle(
-            path, explain=True, runners=runners, threads=threads, trust_code=trust_code, progress=progress
-        )
+        checked = check_bundle(path, runners=runners, threads=threads, trust_code=trust_code, progress=progress)
     write_report(out, trained, bundle, checked, timed, trust_code=trust_code, progress=progress)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from trueport.runtime.errors import EXIT_GATE_FAILED
 
 from . import new_app
+
+if TYPE_CHECKING:
+    from ..check import CheckReport
 
 app = new_app()
 
@@ -68,8 +71,9 @@ def check(
     A variant that was not named and can't run here is told as not run, and never counted as passed. What samples are
     too few to tell is undecided, and not passed either.
     """
-    from ..check import bounds_from_text, check_bundle, check_table
-    from ..console import emit_json, print_table, say
+    from ..check import bounds_from_text, explained
+    from ..check import check as checked_bundle
+    from ..console import emit_json, say
     from ..outputs import announce, refuse_shared, write_outputs
 
     refuse_shared(json=json, junit=junit, markdown=markdown, sarif=sarif)
@@ -78,7 +82,7 @@ def check(
     if self_test:
         _self_test(bundle, runner, threads, explain=explain, trust_code=trust_code, json=json)
         return
-    checked = check_bundle(
+    checked = checked_bundle(
         bundle,
         variants=variant,
         runners=runner,
@@ -86,23 +90,31 @@ def check(
         trust_code=trust_code,
         bounds=bounds_from_text(bound),
         data=data,
-        explain=explain,
-        rebuild=rebuild,
-        progress=say if explain else lambda _: None,
     )
-    emit_json(checked, json)
-    write_outputs(checked, junit=junit, markdown=markdown, sarif=sarif)
-    taken = "-" in (json, junit, markdown, sarif)
-    if not taken:
-        print_table(check_table(checked))
-        if checked.explanations:
-            from ..explain import explanation_table
-
-            print()
-            print_table(explanation_table(checked.explanations))
-    announce(checked, stream=sys.stderr if taken else None)
+    try:
+        if explain and (rebuild or not checked):
+            checked = explained(bundle, checked, rebuild=rebuild, threads=threads, trust_code=trust_code, progress=say)
+    finally:  # whatever becomes of the explanation, the verdicts are told
+        emit_json(checked, json)
+        write_outputs(checked, junit=junit, markdown=markdown, sarif=sarif)
+        taken = "-" in (json, junit, markdown, sarif)
+        if not taken:
+            _print(checked)
+        announce(checked, stream=sys.stderr if taken else None)
     if not checked:
         raise typer.Exit(EXIT_GATE_FAILED)
+
+
+def _print(checked: CheckReport) -> None:
+    from ..check import check_table
+    from ..console import print_table
+
+    print_table(check_table(checked))
+    if checked.explanations:
+        from ..explain import explanation_table
+
+        print()
+        print_table(explanation_table(checked.explanations))
 
 
 def _self_test(
