@@ -6,19 +6,16 @@ reference. Either way the same gates run.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from trueport.export.written import open_as_written
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, Evaluation, Golden
-from trueport.runtime.errors import BundleError, MissingError, TrustError, UsageError, unknown_name
+from trueport.runtime.errors import MissingError, TrustError, UsageError, unknown_name
 from trueport.runtime.explanation import Explanation
 from trueport.runtime.machine import Machine, describe_machine
 from trueport.runtime.manifest import Bounds, Variant
@@ -29,11 +26,10 @@ from trueport.runtime.verdict import Verdict, not_run
 
 from .console import Table
 from .deployment import Deployment
-from .gates import Answers, answer_gates, bundle_gates, failed_opening, port_gates, recording_gate
+from .gates import OPENING, Answers, answer_gates, bundle_gates, carried_facts, recording_gate
+from .ports import Clock, Ports
 
 RECORDING = "recording"
-OPENING = "opening"
-"""The gate that is not run where a runner does not take a variant: nothing behind it was run either."""
 ALL = "all"
 """In place of a runner's name: every one that this machine can open."""
 OVERRIDABLE = ("max_abs", "rms", "max_drop")
@@ -193,17 +189,17 @@ def check_deployment(
     bundle = overridden(deployment.bundle, bounds or {})
     deployment = replace(deployment, bundle=bundle)
     wanted = [bundle.variant(name) for name in variants]
-    clock = _Clock(progress)
-    with clock("preprocessing"):
-        golden, evaluation = bundle.golden(), bundle.evaluation()
-        verdicts = bundle_gates(deployment, golden, evaluation)
+    clock = Clock(progress)
+    with clock("reading"):
+        golden, evaluation, graphs = bundle.golden(), bundle.evaluation(), carried_facts(bundle)
     with clock("original"):
-        reference, verdict = _reference(bundle, golden, evaluation, threads, trust_code, references)
-        verdicts.append(verdict)
+        reference, recording = _reference(bundle, golden, evaluation, threads, trust_code, references)
     if data is not None:
         with clock(f"original on {data}"):
             evaluation, reference = _on_data(bundle, data, reference, threads, trust_code)
-    ports = _Ports(deployment, RunnerOptions(threads=threads), reference, golden, evaluation, clock)
+    with clock("preprocessing"):
+        verdicts = [*bundle_gates(deployment, graphs, golden, evaluation), recording]
+    ports = Ports(deployment, graphs, RunnerOptions(threads=threads), reference, golden, evaluation, clock)
     named = [name for name in dict.fromkeys(runners) if name != ALL]
     for name in named:
         ports.judge_named(name, wanted)
@@ -256,101 +252,6 @@ def overridden(bundle: Bundle, bounds: Mapping[str, float]) -> Bundle:
     return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, variants=tuple(variants.values())))
 
 
-class _Clock:
-    """Tells what is being done, and how long each part took."""
-
-    def __init__(self, progress: Callable[[str], None]) -> None:
-        self._progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        self._progress(name)
-        begun = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - begun, 3)
-
-
-class _Ports:
-    """The gates of one variant on one runner after the other."""
-
-    def __init__(
-        self,
-        deployment: Deployment,
-        options: RunnerOptions,
-        reference: Answers,
-        golden: Golden,
-        evaluation: Evaluation,
-        clock: _Clock,
-    ) -> None:
-        self._deployment, self._bundle, self._options, self._clock = deployment, deployment.bundle, options, clock
-        self._material = reference, golden, evaluation
-        self.reports: list[RunnerReport] = []
-        self.verdicts: list[Verdict] = []
-
-    def judge_named(self, name: str, wanted: Sequence[Variant]) -> None:
-        """Run the gates on a runner. Raises MissingError where it takes none of the variants, or not a wanted one."""
-        variants = wanted or _made_for(name, self._bundle.manifest.variants)
-        if not variants:
-            raise UsageError(f"none of the bundle's variants was made for {name}: name one, or choose another runner")
-        refused = self._judge(name, variants)
-        if refused and (wanted or len(refused) == len(variants)):
-            raise refused[0][1]
-        self.verdicts += [not_run(OPENING, variant.name, name, self._said(error)) for variant, error in refused]
-
-    def judge_all(self, names: Iterable[str], wanted: Sequence[Variant]) -> None:
-        """Run the gates on those of the runners that can be opened. Raises MissingError where that is none at all."""
-        first: MissingError | None = None
-        for name in names:
-            variants = _made_for(name, wanted or self._bundle.manifest.variants)
-            refused = self._judge(name, variants)
-            first = first or (refused[0][1] if refused else None)
-            for error in dict.fromkeys(self._said(error) for _, error in refused):  # one reason is told once
-                concerned = ", ".join(variant.name for variant, other in refused if self._said(other) == error)
-                self.verdicts.append(not_run(OPENING, concerned, name, error))
-        if first and not self.reports:
-            raise first
-
-    def judge_written(self) -> None:
-        """Judge the graphs of variants that no runner has taken as they are written: they may be wrong all the same."""
-        opened = {verdict.variant for verdict in self.verdicts if verdict.gate != OPENING}
-        for variant in self._bundle.manifest.variants:
-            if variant.name in opened:
-                continue
-            if not any(variant.name in verdict.variant.split(", ") for verdict in self.verdicts):
-                why = f"{variant.name} was made for a {variant.target.upper()}: name a runner there"
-                self.verdicts.append(not_run(OPENING, variant.name, "-", why))
-            for _, error in self._judge(WRITTEN, [variant]):
-                self.verdicts.append(not_run(OPENING, variant.name, WRITTEN, self._said(error)))
-
-    def _judge(self, name: str, variants: Iterable[Variant]) -> list[tuple[Variant, MissingError]]:
-        """Those variants that the runner does not take, and why."""
-        refused = []
-        for variant in variants:
-            with self._clock(f"{variant.name} on {name}"):
-                try:
-                    opened = self._open(name, variant)
-                except MissingError as error:
-                    refused.append((variant, error))
-                    continue
-                except BundleError as error:
-                    self.verdicts.append(failed_opening(variant, name, self._said(error)))
-                    continue
-                with closing(opened) as runner:
-                    self.reports.append(runner.report())
-                    self.verdicts += port_gates(self._bundle, variant, runner, name, *self._material)
-        return refused
-
-    def _said(self, error: Exception) -> str:
-        """Files of the bundle by their names in it: where it lies is no part of a report."""
-        return str(error).replace(f"{self._bundle.path}/", "")
-
-    def _open(self, name: str, variant: Variant) -> Runner:
-        if name == WRITTEN:
-            return open_as_written(self._bundle, variant, self._options)
-        return self._deployment.open(self._bundle, name, variant.name, self._options)
-
-
 def check_names(runners: Sequence[str], others: Sequence[str] = ()) -> None:
     """Raise UsageError unless these are runners, or among the others, and one at least."""
     known = (*RUNNERS, *others, WRITTEN, ALL)
@@ -359,12 +260,6 @@ def check_names(runners: Sequence[str], others: Sequence[str] = ()) -> None:
     for name in runners:
         if name not in known:
             raise unknown_name("runner", name, known)
-
-
-def _made_for(runner: str, variants: Iterable[Variant]) -> list[Variant]:
-    """Those that were made for the kind of device that a runner runs on; all can be judged as they are written."""
-    device = RUNNERS[runner].target if runner in RUNNERS else None
-    return [variant for variant in variants if device is None or variant.target in ("any", device)]
 
 
 def _reference(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ from trueport.runtime.verdict import Verdict, judged
 
 from .deployment import Deployment
 
+OPENING = "opening"
+"""The gate that is not run where a runner does not take a variant: nothing behind it was run either."""
 CONTRACT, PARITY, INVARIANCE, ACCURACY = "contract", "parity", "batch invariance", "accuracy"
 BATCHES = (1, 2, 7, 32)
 """Alone, the smallest batch, an odd one, and as many as the batcher takes at most by default."""
@@ -43,10 +45,11 @@ class Answers:
         return np.concatenate([self.golden, self.evaluation])
 
 
-def bundle_gates(deployment: Deployment, golden: Golden, evaluation: Evaluation) -> list[Verdict]:
-    """What is asked of the bundle and the application, whoever runs the graphs."""
+def bundle_gates(
+    deployment: Deployment, graphs: Mapping[str, GraphFacts], golden: Golden, evaluation: Evaluation
+) -> list[Verdict]:
+    """What is asked of the bundle and the application, whoever runs the graphs. graphs: as `carried_facts` has them."""
     manifest = deployment.bundle.manifest
-    graphs = {variant.file: _facts(deployment.bundle, variant) for variant in manifest.variants}
     return [
         evidence(manifest, golden, evaluation),
         labels(manifest, graphs, evaluation, deployment.labels),
@@ -54,11 +57,15 @@ def bundle_gates(deployment: Deployment, golden: Golden, evaluation: Evaluation)
     ]
 
 
-def _facts(bundle: Bundle, variant: Variant) -> GraphFacts:
-    try:
-        return graph_facts(bundle.read(variant.file))
-    except BundleError:
-        return GraphFacts()  # the contract says so, where it is opened
+def carried_facts(bundle: Bundle) -> dict[str, GraphFacts]:
+    """What each graph says of itself, by file; nothing where it can't be read, which its contract tells."""
+    facts = {}
+    for variant in bundle.manifest.variants:
+        try:
+            facts[variant.file] = graph_facts(bundle.read(variant.file))
+        except BundleError:
+            facts[variant.file] = GraphFacts()
+    return facts
 
 
 def _preprocessing(deployment: Deployment, golden: Golden, broken: list[str]) -> Verdict:
@@ -87,8 +94,9 @@ def failed_opening(variant: Variant, runner: str, why: str) -> Verdict:
 
 
 def port_gates(
-    bundle: Bundle,
+    manifest: Manifest,
     variant: Variant,
+    facts: GraphFacts,
     runner: Runner,
     asked: str,
     reference: Answers,
@@ -99,8 +107,8 @@ def port_gates(
 
     What it raises while it runs is a verdict, as are answers of another shape; what the machine lacks passes through.
     """
-    port = _Port(bundle.manifest, variant, runner, asked)
-    return [port.contract(_facts(bundle, variant)), *port.judged(reference, golden, evaluation)]
+    port = _Port(manifest, variant, runner, asked)
+    return [port.contract(facts), *port.judged(reference, golden, evaluation)]
 
 
 def answer_gates(

@@ -11,9 +11,10 @@ from trueport.runtime.bundle import Bundle, Evaluation
 
 from . import fidelity_plots, plots
 from .bench import BenchReport
-from .check import OPENING, CheckReport
+from .check import CheckReport
 from .disagreement import Answers, Port, asked_port, samples
 from .evaluation import judged
+from .gates import OPENING
 
 SHOWN = 10
 """Most pictures, and most kinds of confusion, in each list."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from trueport.runtime.machine import Machine
 from trueport.runtime.verdict import Verdict
 
-from .check import OPENING, CheckReport
+from .check import CheckReport
+from .gates import OPENING
 
 MEANINGS = {
     "evidence": "The pictures are different ones, and enough of them, to show what an unfaithful port changes.",

@@ -23,7 +23,8 @@ from trueport.export.bundle import Origin, write_bundle
 from trueport.export.int8 import Int8Options
 from trueport.export.original import Original
 from trueport.export.variants import Material
-from trueport.pipeline.check import OPENING, check
+from trueport.pipeline.check import check
+from trueport.pipeline.gates import OPENING
 from trueport.runtime.errors import ExportError, MissingError
 from trueport.runtime.manifest import Normalisation, Precision, Preprocessing
 from trueport.runtime.verdict import Verdict

@@ -145,7 +145,8 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> st
         "",
         "What `trueport check` sees of what goes wrong, and whether it leaves in peace what is right.",
         "",
-        f"`make fidelity`, {datetime.now(UTC):%Y-%m-%d}, {machine.cpu}, {machine.cores} cores, {versions}.",
+        f"`make fidelity`, in as many runs as it took, {datetime.now(UTC):%Y-%m-%d}, {machine.cpu}, "
+        f"{machine.cores} cores, {versions}.",
         "",
         "| | |",
         "| --- | --- |",

@@ -17,7 +17,6 @@ from onnx import numpy_helper
 
 from trueport.pipeline import check as check_stage
 from trueport.pipeline.check import (
-    OPENING,
     RECORDING,
     CheckReport,
     bounds_from_text,
@@ -28,7 +27,7 @@ from trueport.pipeline.check import (
     proven,
 )
 from trueport.pipeline.deployment import Deployment
-from trueport.pipeline.gates import ACCURACY, CONTRACT, INVARIANCE, PARITY
+from trueport.pipeline.gates import ACCURACY, CONTRACT, INVARIANCE, OPENING, PARITY
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, sealed
 from trueport.runtime.errors import BundleError, MissingError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Normalisation
@@ -218,6 +217,16 @@ def test_other_pictures_in_place_of_the_evaluation_slice(bundle_path: Path) -> N
     assert report
     (accuracy,) = (verdict for verdict in report.verdicts if verdict.gate == ACCURACY)
     assert "359 held-out samples" in accuracy.detail, "of the data it was trained on the test part is taken"
+
+
+def test_more_pictures_are_the_evidence_that_a_small_slice_lacks(own_bundle: Path) -> None:
+    with np.load(own_bundle / EVALUATION) as file:
+        few = {name: array[:5] for name, array in file.items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **few)
+    replace_file(own_bundle, EVALUATION, buffer.getvalue())
+    assert [verdict.gate for verdict in check(own_bundle).undecided] == ["evidence"]
+    assert check(own_bundle, data="digits")
 
 
 def test_an_original_that_answers_nan_is_never_a_pass(own_bundle: Path) -> None:
