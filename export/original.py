@@ -136,9 +136,11 @@ def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
     """Rebuild the original from a bundle's weights.
 
     trust_code: consent to import and call a `package.module:factory` that the bundle names, which may be any code.
-    Raises TrustError where that is needed and not given, MissingError where torch, timm or the factory's module is not
-    here, and BundleError where the weights don't fit.
+    Raises TrustError where that is needed and not given, MissingError where the bundle has no weights, or torch, timm
+    or the factory's module is not here, and BundleError where the weights don't fit.
     """
+    if WEIGHTS not in bundle.manifest.files:
+        raise MissingError(f"the bundle has no {WEIGHTS}, which the original is rebuilt from")
     try:
         from safetensors.torch import load
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from trueport.export.original import OriginalRunner
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, Evaluation, Golden
 from trueport.runtime.errors import MissingError, TrustError, UsageError, unknown_name
 from trueport.runtime.explanation import Explanation
@@ -193,10 +194,10 @@ def check_deployment(
     with clock("reading"):
         golden, evaluation, graphs = bundle.golden(), bundle.evaluation(), carried_facts(bundle)
     with clock("original"):
-        reference, recording = _reference(bundle, golden, evaluation, threads, trust_code, references)
+        reference, recording = _reference(deployment, golden, evaluation, threads, trust_code, references)
     if data is not None:
         with clock(f"original on {data}"):
-            evaluation, reference = _on_data(bundle, data, reference, threads, trust_code)
+            evaluation, reference = _on_data(deployment, data, reference, threads, trust_code)
     with clock("preprocessing"):
         verdicts = [*bundle_gates(deployment, graphs, golden, evaluation), recording]
     ports = Ports(deployment, graphs, RunnerOptions(threads=threads), reference, golden, evaluation, clock)
@@ -263,7 +264,7 @@ def check_names(runners: Sequence[str], others: Sequence[str] = ()) -> None:
 
 
 def _reference(
-    bundle: Bundle,
+    deployment: Deployment,
     golden: Golden,
     evaluation: Evaluation,
     threads: int | None,
@@ -272,17 +273,22 @@ def _reference(
 ) -> tuple[Answers, Verdict]:
     """The rebuilt original's logits, and whether they are those that were recorded; else the recorded ones."""
     recorded = Answers(RECORDING, golden.logits, evaluation.logits)
-    manifest, names = bundle.manifest, ("original", "original")
-    if WEIGHTS not in manifest.files:
-        why = f"the bundle has no {WEIGHTS}: its recording is the reference"
-        return recorded, not_run(RECORDING, *names, why)
-    origin = manifest.provenance
-    files = tuple(manifest.files[name].sha256 for name in (WEIGHTS, GOLDEN, EVALUATION))
-    key = (*files, origin.arch, str(origin.arch_args), manifest.normalisation, manifest.inputs, threads)
+    bundle = deployment.bundle
+    manifest, origin, names = bundle.manifest, bundle.manifest.provenance, ("original", "original")
+    files = tuple(manifest.files[name].sha256 for name in (WEIGHTS, GOLDEN, EVALUATION) if name in manifest.files)
+    key = (
+        deployment.original,
+        *files,
+        origin.arch,
+        str(origin.arch_args),
+        manifest.normalisation,
+        manifest.inputs,
+        threads,
+    )
     rebuilt = kept.get(key) if kept is not None else None
     if rebuilt is None:
         try:
-            runner = _original(bundle, threads, trust_code)
+            runner = _original(deployment, threads, trust_code)
         except (MissingError, TrustError) as error:
             return recorded, not_run(RECORDING, *names, f"{error}; the recording is the reference")
         rebuilt = Answers("original", *(run_in_batches(runner, rows.images) for rows in (golden, evaluation)))
@@ -291,20 +297,18 @@ def _reference(
     return rebuilt, recording_gate(bundle, rebuilt, recorded, names[1])
 
 
-def _original(bundle: Bundle, threads: int | None, trust_code: bool) -> Runner:
-    from trueport.export.original import original_runner
-
-    return original_runner(bundle, threads, trust_code)
+def _original(deployment: Deployment, threads: int | None, trust_code: bool) -> Runner:
+    return OriginalRunner(deployment.original(deployment.bundle, trust_code), threads)
 
 
 def _on_data(
-    bundle: Bundle, data: str, reference: Answers, threads: int | None, trust_code: bool
+    deployment: Deployment, data: str, reference: Answers, threads: int | None, trust_code: bool
 ) -> tuple[Evaluation, Answers]:
     """Other pictures in place of the evaluation slice, and the original's answers to them."""
     from .evaluate import labelled_pictures
 
-    images, labels = labelled_pictures(bundle, data)
-    logits = run_in_batches(_original(bundle, threads, trust_code), images)
+    images, labels = labelled_pictures(deployment.bundle, data)
+    logits = run_in_batches(_original(deployment, threads, trust_code), images)
     return Evaluation(images, labels, logits), replace(reference, evaluation=logits)
 
 

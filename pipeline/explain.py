@@ -59,7 +59,7 @@ def explain(
             groups.setdefault((verdict.variant, verdict.runner), {})[verdict.gate] = verdict
     if not groups:
         return ()
-    subject = Subject(deployment.bundle, threads, trust_code)
+    subject = Subject(deployment.bundle, threads, trust_code, deployment.original)
     names = {variant.name for variant in deployment.bundle.manifest.variants}
     found: list[Explanation] = []
     for (variant, runner), gates in groups.items():
@@ -85,7 +85,7 @@ def rebuilt(
     """
     from trueport.export.attribution.rebuild import rebuilt_bundle
 
-    subject = Subject(deployment.bundle, threads, trust_code)
+    subject = Subject(deployment.bundle, threads, trust_code, deployment.original)
     variant = deployment.bundle.variant(explanation.variant)
     return rebuilt_bundle(subject, variant, explanation.float_layers, out)
 

@@ -219,6 +219,6 @@ def _first_line(error: Exception) -> str:
 def recording_gate(bundle: Bundle, rebuilt: Answers, recorded: Answers, runner: str) -> Verdict:
     """Whether the original rebuilt here is the one that was recorded."""
     difference = np.abs(rebuilt.all.astype(np.float64) - recorded.all)
-    detail = f"the original rebuilt from the bundle's weights against its recording, {len(difference)} inputs"
+    detail = f"the original against its recording, {len(difference)} inputs"
     measured = {"max_abs": float(difference.max()), "noise_max_abs": bundle.variant().bounds.noise_max_abs}
     return judged("recording", "original", runner, measured, {"max_abs": bundle.variant().bounds.max_abs}, detail)

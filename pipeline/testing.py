@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from trueport.export.original import Original
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import MissingError, TrustError, UsageError
 from trueport.runtime.manifest import Preprocessing, TensorSpec
@@ -19,8 +20,11 @@ from trueport.runtime.runner import Runner, RunnerOptions, RunnerReport
 from trueport.runtime.runners import DEFAULT
 
 from .check import CheckReport, check_deployment
-from .deployment import Deployment
+from .deployment import Deployment, Rebuild
 from .outputs.told import told_text
+
+if TYPE_CHECKING:
+    from torch import nn
 
 APPLICATION = "application"
 """The runner's name where the application runs the variant by itself."""
@@ -39,6 +43,7 @@ def assert_faithful(
     prepare: Prepare | None = None,
     infer: Infer | None = None,
     labels: Sequence[str] | None = None,
+    original: nn.Module | None = None,
     bounds: Mapping[str, float] | None = None,
     data: str | None = None,
     threads: int | None = None,
@@ -51,6 +56,8 @@ def assert_faithful(
     prepare: the application's own preprocessing, in place of trueport's.
     infer: the application's own way of running one variant (the first, where none is named), in place of runners.
     labels: the application's own names of the classes, in its order.
+    original: the trained module itself, in place of the one rebuilt from the bundle: float (B, C, H, W)
+    normalised pictures -> (B, K) logits. It is put into eval mode.
     bounds: in place of derived ones, such as {"int8-cpu.max_drop": 2}. data: labelled pictures in place of the
     bundle's. trust_code: run the factory that the bundle's original is made by. explain: trace what fails to its
     stage, tensors and cause, which needs torch.
@@ -59,6 +66,8 @@ def assert_faithful(
     __tracebackhide__ = True
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     deployment = Deployment(opened, labels=None if labels is None else tuple(labels))
+    if original is not None:
+        deployment = replace(deployment, original=_brought(original))
     if prepare is not None:
         deployment = replace(deployment, prepare=_prepared_by(prepare))
     if infer is not None:
@@ -95,6 +104,22 @@ def _explained(
     except (ImportError, MissingError, TrustError) as error:  # what failed is to be told all the same
         return report, f"\nnot explained: {error}"
     return msgspec.structs.replace(report, explanations=found), ""
+
+
+def _brought(module: nn.Module) -> Rebuild:
+    def brought(bundle: Bundle, trust_code: bool) -> Original:  # noqa: ARG001
+        manifest = bundle.manifest
+        return Original(
+            module,
+            manifest.labels,
+            manifest.preprocessing,
+            manifest.normalisation,
+            manifest.provenance.arch,
+            manifest.provenance.arch_args,
+            manifest.task,
+        )
+
+    return brought
 
 
 def _prepared_by(prepare: Prepare) -> Callable[[bytes, Preprocessing], NDArray[np.uint8]]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
 
 from trueport.runtime.bundle import WEIGHTS
 from trueport.runtime.errors import TrueportError
@@ -14,19 +13,15 @@ from trueport.runtime.graph_facts import contradictions, graph_facts, opset_chan
 from trueport.runtime.machine import installed_versions
 from trueport.runtime.manifest import TensorSpec, Variant
 from trueport.runtime.runner import RunnerOptions
-from trueport.runtime.runners.ort import OrtRunner, on_cpu, session_options
 
 from ..written import open_as_written
-from .chain import Answer, Chain, answer_of, answered, distance, lost_most
-from .findings import Finding, Trial, case_of, known_mistake
+from .chain import Chain, close_to, lost_most
+from .exported_stage import exported_finding
+from .findings import Finding, Trial
 from .graphs import graph_finding
-from .on_runner import Opened, bisected, runner_finding
+from .on_runner import runner_finding
+from .optimised_stage import optimised_finding
 from .subject import Subject
-
-if TYPE_CHECKING:
-    import onnx
-
-LEVELS: tuple[Literal["basic", "extended", "all"], ...] = ("basic", "extended", "all")
 
 
 def found_in(trial: Trial, stage: Stage) -> Finding:
@@ -87,6 +82,11 @@ def _of_original(trial: Trial, _: Stage) -> Finding:
     """The rebuilt original is not the one that was recorded."""
     subject = trial.subject
     provenance = subject.bundle.manifest.provenance
+    if subject.brought:
+        return Finding(
+            "the original that the application brought does not answer what was recorded at the export",
+            "judge the module that was exported, in eval mode and without its own normalisation, or export this one",
+        )
     if subject.bundle.manifest.files[WEIGHTS].sha256 != provenance.weights_sha256:
         return Finding(
             f"{WEIGHTS} is not the file that was exported: its hash is not that of the provenance",
@@ -104,18 +104,13 @@ def _of_original(trial: Trial, _: Stage) -> Finding:
     return Finding(told + more, "install the versions of the export, or check what changed and export again")
 
 
-def _close(found: Any, expected: Any, subject: Subject) -> bool:
-    if found is None or expected is None or found.shape != expected.shape:
-        return False
-    return distance(found, expected)["max_abs"] <= subject.base.bounds.max_abs
-
-
 def _other_recording(subject: Subject, chain: Chain) -> bool:
     """Whether the weights are those of the export, and original and fp32 graph agree against the recording."""
     manifest = subject.bundle.manifest
     same = WEIGHTS in manifest.files and manifest.files[WEIGHTS].sha256 == manifest.provenance.weights_sha256
     original, graph = chain.link("original").logits, chain.link("onnx").logits
-    return same and _close(original, graph, subject) and not _close(graph, subject.recorded, subject)
+    bounds = subject.base.bounds
+    return same and close_to(original, graph, bounds) and not close_to(graph, subject.recorded, bounds)
 
 
 def _of_evidence(_: Trial, __: Stage) -> Finding:
@@ -126,47 +121,8 @@ def _of_evidence(_: Trial, __: Stage) -> Finding:
     )
 
 
-def _of_program(trial: Trial, stage: Stage) -> Finding:
-    mistake = known_mistake(trial, stage, case_of(trial.chain, stage, trial.subject.images))
-    if mistake is not None:
-        return Finding(mistake.cause, mistake.remedy, True)
-    return Finding(
-        "torch.export's program is not the module: a branch or a number that depends on the input was frozen",
-        "take branches on values and sizes out of the model's forward, or write them with torch.where or torch.cond",
-    )
-
-
 def _of_graph(trial: Trial, stage: Stage) -> Finding:
     return graph_finding(trial, stage, trial.subject.base)
-
-
-def _of_optimisation(trial: Trial, stage: Stage) -> Finding:
-    """Which level of onnxruntime's optimisations it is, and where."""
-    subject = trial.subject
-    data, name = subject.bundle.read(subject.base.file), str(subject.bundle.file(subject.base.file))
-    expected = trial.chain.before(stage).logits
-    finding = Finding(
-        "onnxruntime's optimisations change the answers",
-        "run with RunnerOptions(graph_level='basic'), or another version",
-    )
-    for level in LEVELS:
-        settings = session_options(RunnerOptions(threads=subject.threads, graph_level=level))
-        answer = answer_of(OrtRunner(on_cpu(data, name, settings), trial.runner))
-        if not _close(answered(answer, subject.images), expected, subject):
-            lower = LEVELS[LEVELS.index(level) - 1] if level != LEVELS[0] else None
-            remedy = f"run with RunnerOptions(graph_level={lower!r})" if lower else "use another version of onnxruntime"
-            finding = Finding(f"onnxruntime's optimisations of level {level!r} change the answers", remedy, True)
-            break
-    return replace(finding, first=bisected(trial, stage, _optimised_at(trial)))
-
-
-def _optimised_at(trial: Trial) -> Opened:
-    @contextlib.contextmanager
-    def opened(graph: onnx.ModelProto, _: int | None) -> Iterator[Answer]:
-        settings = session_options(RunnerOptions(threads=trial.subject.threads))
-        yield answer_of(OrtRunner(on_cpu(graph.SerializeToString(), "a cut graph", settings), trial.runner))
-
-    return opened
 
 
 def _of_precision(trial: Trial, stage: Stage) -> Finding:
@@ -179,9 +135,9 @@ def _of_precision(trial: Trial, stage: Stage) -> Finding:
 
 _FINDERS: dict[Stage, Callable[[Trial, Stage], Finding]] = {
     "original": _of_original,
-    "export": _of_program,
+    "export": exported_finding,
     "onnx": _of_graph,
-    "optimised": _of_optimisation,
+    "optimised": optimised_finding,
     "precision": _of_precision,
     "runner": runner_finding,
 }

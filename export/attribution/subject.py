@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.bundle import WEIGHTS, Bundle
+from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ExportError, MissingError, TrueportError, TrustError, missing_extra
 from trueport.runtime.manifest import Variant
 
+from ..original import Original, original_from_bundle
+
 if TYPE_CHECKING:
     import onnx
-
-    from ..original import Original
 
 Rows = NDArray[np.uint8]
 Logits = NDArray[np.floating[Any]]
@@ -30,11 +31,20 @@ CLOSE = 8
 class Subject:
     """A bundle under examination; what is asked for twice is made once.
 
-    trust_code: as `original_from_bundle` has it.
+    trust_code: as `original_from_bundle` has it. rebuild: what makes the original in its place.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, trust_code: bool = False) -> None:
-        self.bundle, self.threads, self._trust_code = bundle, threads, trust_code
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        trust_code: bool = False,
+        rebuild: Callable[[Bundle, bool], Original] = original_from_bundle,
+    ) -> None:
+        self.bundle, self.threads = bundle, threads
+        self.brought = rebuild is not original_from_bundle
+        """The original is an application's own, not rebuilt from the bundle."""
+        self._rebuild = partial(rebuild, bundle, trust_code)
         self.golden, self.evaluation = bundle.golden(), bundle.evaluation()
         rows = max(FEWEST, PIXELS // (bundle.manifest.preprocessing.height * bundle.manifest.preprocessing.width))
         golden = np.arange(len(self.golden.images))[-max(rows // 2, 3) :]  # the extremes come last
@@ -53,14 +63,9 @@ class Subject:
 
     @cached_property
     def original(self) -> Original | None:
-        """Rebuilt from the weights; None where that can't be done here, and `no_original` says why."""
-        if WEIGHTS not in self.bundle.manifest.files:
-            self.no_original = f"the bundle has no {WEIGHTS}"
-            return None
+        """Rebuilt; None where that can't be done here, and `no_original` says why."""
         try:
-            from ..original import original_from_bundle
-
-            return original_from_bundle(self.bundle, self._trust_code)
+            return self._rebuild()
         except (MissingError, TrustError) as error:
             self.no_original = str(error)
         return None

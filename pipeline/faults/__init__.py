@@ -3,11 +3,13 @@
 from . import (  # noqa: F401 -- each registers its faults
     engines,
     evidence,
+    exporting,
     graph,
     int8_kernels,
     labels,
     network,
     normalisation,
+    optimising,
     precision,
     preprocessing,
     runners,

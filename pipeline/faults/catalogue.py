@@ -100,9 +100,7 @@ class Healthy:
     def original(self) -> Original:
         """The original, rebuilt to be changed. Raises DoesNotApplyError where it can't be had here."""
         try:
-            from trueport.export.original import original_from_bundle
-
-            return original_from_bundle(self.bundle, self.trust_code)
+            return self.deployment.original(self.bundle, self.trust_code)
         except (MissingError, TrustError, ImportError) as error:
             raise DoesNotApplyError(f"it is planted into the original: {error}") from error
 

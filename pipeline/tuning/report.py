@@ -194,7 +194,14 @@ def _chosen(choice: Choice) -> str:
 def _at_rest(choice: Choice) -> str:
     """What a server takes, where that is not the same: its threads leave the cores to others between runs."""
     resting = choice.resting
-    return f"; for `serve` without spinning, {resting.images_per_s:,.0f} images/s" if resting else ""
+    if resting is None:
+        return ""
+    how = (
+        "without spinning"
+        if resting.runner == choice.runner and resting.variant == choice.variant
+        else resting.described()
+    )
+    return f"; for `serve` {how}, {resting.images_per_s:,.0f} images/s"
 
 
 def _ratio(report: TuneReport) -> str:

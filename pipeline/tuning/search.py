@@ -80,7 +80,7 @@ class Winners(NamedTuple):
     bounded: Arm | None
     """Highest throughput with a p99 below the bound; None where none was asked for, or nothing was shown to meet it."""
     spun: Mapping[Arm, Arm] = MappingProxyType({})
-    """By the arms above: the same with threads that spin, where that is faster beyond doubt."""
+    """By the arms above: one whose threads spin, where that is faster beyond doubt."""
 
     def taken(self, arm: Arm) -> Arm:
         """One of the above, or what spins in its place."""
@@ -213,8 +213,8 @@ class Search:
         return self.best(default) or champion
 
     def _spun(self, goals: Sequence[Arm], within: Arm | None, bound_ms: float | None) -> dict[Arm, Arm]:
-        """Of the goals those that are faster beyond doubt where threads spin; at the same batch, within the bound."""
-        pairs = {arm: _arm(one, arm.batch) for arm in goals if (one := arm.candidate.spun)}
+        """What is faster than a goal's arm beyond doubt where threads spin; at the same batch, within the bound."""
+        pairs = {arm: spun for arm in goals if (spun := self._spinning(arm))}
         self._time(pairs.values(), "spinning", FIRST_S * 2**ROUNDS)
         faster = {}
         for arm, spun in pairs.items():
@@ -225,6 +225,16 @@ class Search:
             if arm != within or (p99_ms is not None and bound_ms is not None and p99_ms <= bound_ms):
                 faster[arm] = spun
         return faster
+
+    def _spinning(self, goal: Arm) -> Arm | None:
+        """The goal's candidate with threads that spin, or where it has none the fastest that has: on small models
+        waking a thread takes longer than its part of the work, so that one that loses at rest may win.
+        """
+        known = [arm for arm in self.timings if arm.batch == goal.batch and arm.candidate.spun]
+        nearest = goal if goal.candidate.spun else min(known, key=self._ms_per_row, default=goal)
+        if self.timings[nearest].low_ms > HOPELESS * self.timings[goal].high_ms:
+            return None
+        return _arm(spun, goal.batch) if (spun := nearest.candidate.spun) else None
 
     def _compare_with(self, default: Candidate, fastest: Arm) -> None:
         """Tell how much faster the choice is, where the contest with the default was of another."""

@@ -37,7 +37,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     def spun(self) -> Candidate | None:
         """The same with threads that spin between their parts of a run; None where there are none to.
 
-        Worth a try on the fastest alone: it burns cores, so that it is taken only where it is faster beyond doubt.
+        Worth a try on the fastest, or the nearest to it, alone: it burns cores, so that it is taken only where it is
+        faster beyond doubt.
         """
         if self.runner != "onnxruntime:cpu" or self.options.threads == 1 or self.options.spinning:
             return None

@@ -64,7 +64,7 @@ def row(path: Path, batch: int, seconds: float) -> str:
         torch.set_num_threads(describe_machine().cores)
         eager = timed(partial(original.run, {"image": images}), tuned, seconds, batch)
         rivals = {name: timed(call, tuned, seconds, batch) for name, call in by_hand(bundle, images)}
-        chosen = f"{session.variant.name} on {session.report.name}, {session.report.threads} threads"
+        chosen = session.chosen.partition(": ")[2].rpartition(", batches of")[0] or session.chosen
     best = min(rivals, key=lambda name: rivals[name].ratio)
     return (
         f"| {bundle.manifest.provenance.arch} | {batch} | {chosen} | {eager.b.images_per_s:,.0f} | {ratio(eager)} "

@@ -23,11 +23,14 @@ from trueport.export.bundle import Origin, write_bundle
 from trueport.export.int8 import Int8Options
 from trueport.export.original import Original
 from trueport.export.variants import Material
-from trueport.pipeline.check import check
+from trueport.pipeline.check import check, check_deployment
 from trueport.pipeline.gates import OPENING
+from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ExportError, MissingError
 from trueport.runtime.manifest import Normalisation, Precision, Preprocessing
 from trueport.runtime.verdict import Verdict
+
+from .winograd import WINOGRAD, served_by_winograd
 
 CLASSES = 10
 GOLDEN, EVALUATED, CALIBRATED = 8, 64, 32
@@ -159,6 +162,10 @@ def _measured(bundle: Path) -> Iterator[Measured]:
                 continue  # what no runner has a part in is judged once
             seen.add(once)
             yield _ratios(verdict, threads)
+    deployed = served_by_winograd(Bundle.open(bundle))
+    if deployed is not None:
+        report = check_deployment(deployed, variants=("fp32",), runners=(WINOGRAD,))
+        yield from (_ratios(verdict, 0) for verdict in report.verdicts if verdict.runner == WINOGRAD)
 
 
 def _ratios(verdict: Verdict, threads: int) -> Measured:

@@ -1,7 +1,8 @@
 """Faults caught, stages named right, false alarms: `make fidelity` measures all three and writes docs/fidelity.md.
 
-What was measured is kept in runs/fidelity and not measured again, so that a run may be cut short and gone on with:
-`--minutes` (15) limits what is begun, `--all` does not; `--fresh` forgets what is there. Names choose what is measured.
+What was measured is kept in runs/fidelity, with the revision of the code, and not measured again, so that a run may be
+cut short and gone on with: `--minutes` (15) limits what is begun, `--all` does not; `--fresh` forgets what is there.
+Names choose what is measured.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -18,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 from torch.onnx._internal.exporter._registration import ONNXRegistry
@@ -32,6 +34,7 @@ from ..test_sweep import own_cases
 from .alarms import Export, alarm_rows, alarms, healthy_export
 from .networks import ALL, digits_bundle, registered
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "runs" / "fidelity"
 DOCUMENT = ROOT / "docs" / "fidelity.md"
@@ -63,6 +66,13 @@ class Victim(NamedTuple):
     told: str
 
 
+class Kept(msgspec.Struct, Generic[T], frozen=True):
+    """One measurement, and the code that it is of."""
+
+    revision: str
+    found: T
+
+
 VICTIMS = (
     Victim("everything", 20, ALL, "a small network with something of everything, in four precisions"),
     Victim("lenet", 32, ("fp32", "fp16", "int8"), "LeNet"),
@@ -92,9 +102,9 @@ def main() -> None:
             print("the time is up: run it again to go on, or with --all", flush=True)
             break
         print(name, flush=True)
-        write_bytes(KEPT / f"{name}.json", msgspec.json.encode(measure()))
-    reports, exports = kept()
-    DOCUMENT.write_text(document(reports, exports), encoding="utf-8")
+        write_bytes(KEPT / f"{name}.json", msgspec.json.encode(Kept(revision(), measure())))
+    reports, exports, revisions = kept()
+    DOCUMENT.write_text(document(reports, exports, revisions), encoding="utf-8")
     print(f"written: {DOCUMENT.relative_to(ROOT)}")
     sys.exit(min(1, len(alarms(exports)) + sum(not report for report in reports)))
 
@@ -121,19 +131,30 @@ def planted(victim: Victim) -> SelfTestReport:
     return report
 
 
-def kept() -> tuple[list[SelfTestReport], list[Export]]:
-    """What has been measured."""
-    reports = [KEPT / f"faults-{victim.arch}.json" for victim in VICTIMS]
-    return (
-        [msgspec.json.decode(path.read_bytes(), type=SelfTestReport) for path in reports if path.exists()],
-        [msgspec.json.decode(path.read_bytes(), type=Export) for path in sorted(KEPT.glob("healthy-*.json"))],
-    )
+def revision() -> str:
+    """The commit of this checkout, with a + where something in it was changed."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--", ".", f":!{DOCUMENT}"))
+
+
+def kept() -> tuple[list[SelfTestReport], list[Export], list[str]]:
+    """What has been measured, and the revisions that it is of."""
+    files = [file for victim in VICTIMS if (file := KEPT / f"faults-{victim.arch}.json").exists()]
+    reports = [msgspec.json.decode(file.read_bytes(), type=Kept[SelfTestReport]) for file in files]
+    exports = [
+        msgspec.json.decode(file.read_bytes(), type=Kept[Export]) for file in sorted(KEPT.glob("healthy-*.json"))
+    ]
+    revisions = sorted({one.revision for one in reports} | {one.revision for one in exports})
+    return [one.found for one in reports], [one.found for one in exports], revisions
 
 
 # docs/fidelity.md
 
 
-def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> str:
+def document(reports: Sequence[SelfTestReport], exports: Sequence[Export], revisions: Sequence[str]) -> str:
     """All of it."""
     machine, names = describe_machine(), {report.bundle for report in reports}
     versions = ", ".join(f"{name} {machine.versions[name]}" for name in sorted(machine.versions))
@@ -145,7 +166,7 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> st
         "",
         "What `trueport check` sees of what goes wrong, and whether it leaves in peace what is right.",
         "",
-        f"`make fidelity`, in as many runs as it took, {datetime.now(UTC):%Y-%m-%d}, {machine.cpu}, "
+        f"`make fidelity`, ended {datetime.now(UTC):%Y-%m-%d}, of revision {', '.join(revisions)}, {machine.cpu}, "
         f"{machine.cores} cores, {versions}.",
         "",
         "| | |",
@@ -179,7 +200,8 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export]) -> st
         f"{len({one.seed for one in exports})} seeds, batches of 1, 2, 7 and 32, "
         f"{len(judged)} gates judged, {sum(one.status == 'undecided' for one in judged)} undecided. Deviations are the",
         "largest of any export, the larger of maximum and root mean square, in shares of the original's own noise and",
-        "of the bound that follows from it.",
+        "of the bound that follows from it. `winograd`: the original with each 3 x 3 convolution of stride 1 computed by",
+        "F(4x4, 3x3), the least exact way in which libraries compute float32.",
         "",
         "| variant | runner | parity judged | false alarms | of noise | of bound | nearest to its bound |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",

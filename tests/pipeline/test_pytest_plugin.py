@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
+from trueport.export.original import original_from_bundle
 from trueport.pipeline import check as check_module
 from trueport.pipeline.testing import assert_faithful
 from trueport.runtime.bundle import Bundle
@@ -135,6 +137,20 @@ def test_an_application_that_does_it_right_is_faithful(bundle: Bundle, runner: R
     assert (parity.variant, parity.runner) == ("fp32", "application")
     (contract,) = (verdict for verdict in report.verdicts if verdict.gate == "contract")
     assert contract.detail == "the application's own function", "what it runs on is not made up"
+
+
+def test_the_trained_module_itself_may_be_the_original(bundle: Bundle) -> None:
+    module = original_from_bundle(bundle).module
+    assert assert_faithful(bundle, original=module.train()).reference == "original"
+    assert not module.training
+    with torch.no_grad():
+        next(module.parameters()).mul_(1.1)
+    with pytest.raises(AssertionError) as caught:
+        assert_faithful(bundle, original=module, explain=True)
+    told = " ".join(str(caught.value).split())
+    assert "failed: recording of original" in told
+    assert "first departs at the stage original: " in told
+    assert "causes this: the original that the application brought does not answer what was recorded" in told
 
 
 def swapped(encoded: bytes, bundle: Bundle) -> NDArray[np.uint8]:

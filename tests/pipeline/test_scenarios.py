@@ -22,6 +22,7 @@ from trueport.pipeline.scenarios import (
     Server,
     Trial,
     check_scenarios,
+    confirmed,
     highest_rate,
     poisson_trial,
     run_scenarios,
@@ -74,6 +75,14 @@ def test_the_search_closes_in_on_the_highest_rate(truth: float) -> None:
 
 def test_a_trial_without_an_answer_counts_as_not_met() -> None:
     assert not any(t.met for t in highest_rate(lambda rate: trial(rate, None), 100, 200))
+
+
+def test_a_rate_counts_where_it_meets_the_bound_twice() -> None:
+    once = [trial(100, True), trial(400, True), trial(200, True), trial(800, False)]
+    again = confirmed(lambda rate: trial(rate, rate < 300), once)
+    assert [(t.rate, t.met) for t in again] == [(400, False), (200, True)]
+    assert [t.met for t in confirmed(lambda rate: trial(rate, False), once)] == [False] * 3
+    assert confirmed(lambda rate: trial(rate, True), [trial(800, False)]) == []
 
 
 @pytest.mark.parametrize(("late", "met"), [(0, True), (1, True), (2, False)])

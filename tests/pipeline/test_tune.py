@@ -37,7 +37,7 @@ def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_heap: None) -> 
     monkeypatch.setattr(Bundle, "evaluation", lambda bundle: first(evaluation(bundle), 24))
     monkeypatch.setattr(search, "FIRST_S", 0.002)
     monkeypatch.setattr(search, "ROUNDS", 1)
-    monkeypatch.setattr(workshop, "CONTEST_S", 0.02)
+    monkeypatch.setattr(workshop, "CONTESTS_S", (0.02, 0.04))
     monkeypatch.setattr(workshop, "wait_until_quiet", lambda: None)
     monkeypatch.setattr("trueport.runtime.timing.wait_until_quiet", lambda: None)
     monkeypatch.setenv("TRUEPORT_CACHE", str(tmp_path / "cache"))

@@ -277,6 +277,28 @@ def test_of_the_winners_alone_it_is_tried_whether_threads_spin() -> None:
     assert sorted(arm.batch for arm in world.search.timings if arm.candidate == spun) == list(BATCHES)
 
 
+@pytest.mark.parametrize(("nearest", "taken"), [(linear(1.3, 1), True), (linear(3, 1), False)])
+def test_where_the_winner_can_not_spin_the_nearest_to_it_that_can_is_tried(nearest: Ms, taken: bool) -> None:
+    winner = Candidate(variant="best", runner="openvino:cpu", options=RunnerOptions(threads=2))
+    near, far = candidate("near", threads=2), candidate("far", threads=2)
+    assert near.spun
+    assert far.spun
+    world = World({})
+    world.times = {
+        winner: linear(1, 0.5),
+        near: nearest,
+        far: linear(9, 9),
+        near.spun: linear(0.9, 0.5),
+        far.spun: linear(0, 0.1),
+    }
+    world.candidates = [winner, near, far]
+    found = world.run()
+    assert (found.throughput.candidate, found.latency.candidate) == (winner, winner)
+    soonest = Arm(candidate=winner, batch=1)
+    assert found.spun.get(soonest) == (Arm(candidate=near.spun, batch=1) if taken else None)
+    assert far.spun not in world.search.reached
+
+
 @pytest.mark.parametrize("spinning", [linear(1, 0.49), linear(1, 0.6)])
 def test_what_is_not_faster_beyond_doubt_does_not_spin(spinning: Ms) -> None:
     world, fast, _ = spinning_world(linear(1, 0.5), spinning)

@@ -43,7 +43,8 @@ def test_the_document_counts_and_names() -> None:
     )
     false = Measured("parity", "fp32", "openvino:cpu", 2, "failed", 9.0, 1.13, "logits")
     exports = [Export("lenet", 0, (), (HEALTHY,), 1.0), Export("vgg_a", 1, ("int8 can't be had",), (false,), 1.0)]
-    text = document([report], exports)
+    text = document([report], exports, ["c0ffee"])
+    assert "of revision c0ffee, " in text
     assert "| faults caught / planted | 1 / 1 |" in text
     assert "| false alarms / healthy exports | 1 / 2 |" in text
     assert "| something is wrong | onnx | caught, traced | parity |" in text

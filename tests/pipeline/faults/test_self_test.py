@@ -21,12 +21,12 @@ SUBSET = (
     "nan in the recording", "one class", "few samples", "constant pictures", "constant golden set", "unnormalised",
     "mean for std", "unscaled", "nhwc", "training batch norm", "frozen batch", "mixed rows", "softmax over batch",
     "ceil mode", "align corners", "padding", "counted padding", "old opset", "other head", "older checkpoint",
-    "lost bias",
-    "flipped bit", "exchanged layers", "transposed layer", "other original", "int8 on constants", "int8 zero point",
+    "lost bias", "export branch", "folded scale", "flipped bit", "exchanged layers", "transposed layer",
+    "other original", "int8 on constants", "int8 zero point",
     "other model", "provider fallback", "precision not reached", "bf16 for fp32", "wrong rows", "stale answer",
     "flushed denormals", "saturating int8", "truncated engine", "engine of other weights", "engine of another GPU",
 )  # fmt: skip
-"""Of all kinds, and one of those that export the module again; `make fidelity` plants everything."""
+"""Of all kinds, and two of those that export the module again; `make fidelity` plants everything."""
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,12 @@ def test_the_report_survives_json_and_is_told(report: SelfTestReport) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["exif", "lost bias"])
+@pytest.mark.parametrize("name", ["exif", "lost bias", "export branch", "folded scale"])
 def test_faults_are_traced_to_their_stage(victim: Path, name: str) -> None:
     (one,) = self_test(victim, only=[name]).faults
     assert one.named == FAULTS[name].stage
     assert one.cause
+    assert one.confirmed
 
 
 def test_a_blind_gate_is_told(victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
