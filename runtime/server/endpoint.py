@@ -69,11 +69,12 @@ class ModelEndpoint:
             if asked.rows is None:
                 return self._in_a_task(self._infer_pictures(asked, timed), begun_s, respond)
             self._refuse_stuck()
-            delivery = _Delivery(self, asked, begun_s, respond, timed)
+            loop = asyncio.get_running_loop()  # once: it asks the system for the process's number each time
+            delivery = _Delivery(loop, self, asked, begun_s, respond, timed)
             delivery.waiting = self._batcher.enqueue(
                 asked.rows, delivery, deadline_s=asked.timeout_s, priority=asked.priority, wake=False
             )
-            self._run_soon()
+            self._run_soon(loop)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             self.fail(error, begun_s, respond)
             return None
@@ -138,16 +139,16 @@ class ModelEndpoint:
             await asyncio.wait(self._unfinished)
         await asyncio.to_thread(self.session.close, self._limits.drain_s)
 
-    def _run_soon(self) -> None:
+    def _run_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._soon:
             self._soon = True
-            asyncio.get_running_loop().call_soon(self._run_here)
+            loop.call_soon(self._run_here, loop)
 
-    def _run_here(self) -> None:
+    def _run_here(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run what has come in this turn of the loop, in the loop's own thread where that takes no time to speak of."""
         self._soon = False
-        if self._batcher.run_here(asyncio.get_running_loop()):
-            self._run_soon()
+        if self._batcher.run_here(loop):
+            self._run_soon(loop)
 
     def _refuse_stuck(self) -> None:
         if self._stuck:
@@ -201,9 +202,10 @@ class ModelEndpoint:
         return outputs, Timed(waiting, decode_s)
 
     async def _queued(self, rows: Rows, deadline_s: float | None, priority: int) -> tuple[Outputs, Waiting]:
-        future: asyncio.Future[Outputs] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outputs] = loop.create_future()
         waiting = self._batcher.enqueue(rows, future, deadline_s=deadline_s, priority=priority, wake=False)
-        self._run_soon()
+        self._run_soon(loop)
         try:
             return await future, waiting
         except (asyncio.CancelledError, GeneratorExit):
@@ -217,9 +219,15 @@ class _Delivery:
     __slots__ = ("_asked", "_begun_s", "_done", "_endpoint", "_loop", "_respond", "_timed", "waiting")
 
     def __init__(
-        self, endpoint: ModelEndpoint, asked: InferRequest, begun_s: float, respond: Respond, timed: Wanted | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        endpoint: ModelEndpoint,
+        asked: InferRequest,
+        begun_s: float,
+        respond: Respond,
+        timed: Wanted | None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._endpoint = endpoint
         self._asked = asked
         self._begun_s = begun_s
@@ -235,20 +243,25 @@ class _Delivery:
         return self._done
 
     def set_result(self, result: Outputs, /) -> None:
-        self._done = True
+        waiting = self._end()
         timed = None
-        if self._timed is not None and self.waiting is not None:
-            timed = partial(self._timed.told, timed=Timed(self.waiting))
+        if self._timed is not None and waiting is not None:
+            timed = partial(self._timed.told, timed=Timed(waiting))
         self._endpoint.succeed(self._asked, result, self._begun_s, self._respond, timed)
 
     def set_exception(self, exception: BaseException, /) -> None:
-        self._done = True
+        self._end()
         self._endpoint.fail(exception, self._begun_s, self._respond)
 
     def cancel(self) -> None:
-        if not self._done and self.waiting is not None:
-            self._done = True
-            self._endpoint.withdraw(self.waiting, self._begun_s)
+        if not self._done and (waiting := self._end()) is not None:
+            self._endpoint.withdraw(waiting, self._begun_s)
+
+    def _end(self) -> Waiting | None:
+        """What waited. It knows this delivery: both would be left to the collector if this went on knowing it."""
+        self._done = True
+        waiting, self.waiting = self.waiting, None
+        return waiting
 
 
 def _remaining(deadline_s: float | None, spent_s: float) -> float | None:

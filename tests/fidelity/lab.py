@@ -200,7 +200,7 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export], revis
         f"{len({one.seed for one in exports})} seeds, batches of 1, 2, 7 and 32, "
         f"{len(judged)} gates judged, {sum(one.status == 'undecided' for one in judged)} undecided. Deviations are the",
         "largest of any export, the larger of maximum and root mean square, in shares of the original's own noise and",
-        "of the bound that follows from it. `winograd`: the original with each 3 x 3 convolution of stride 1 computed by",
+        "of the bound that follows from it. `winograd`: the original, each 3 x 3 convolution of stride 1 computed by",
         "F(4x4, 3x3), the least exact way in which libraries compute float32.",
         "",
         "| variant | runner | parity judged | false alarms | of noise | of bound | nearest to its bound |",
