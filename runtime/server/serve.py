@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .member import Member
 
 SWITCH_S = 50e-6
-"""For how long one thread may keep the interpreter from another. A worker needs it for microseconds after each run, while
-the loop is at its requests: at Python's own 5 ms it waits for longer than a short run takes."""
+"""For how long one thread may keep the interpreter from another. A worker needs it for microseconds after each run,
+while the loop is at its requests: at Python's own 5 ms it waits for longer than a short run takes."""
 HANGUP = getattr(signal, "SIGHUP", None)
 """Systems without it have no way to say this."""
 

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,6 +74,8 @@ def main() -> None:
     parser.add_argument("--runner", default="onnxruntime:cpu")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each server in each round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--connections", type=int, nargs="+", default=CONNECTIONS)
+    parser.add_argument("--alone", action="store_true", help="nothing beside it but the bare session")
     parser.add_argument("--serve", choices=PATHS, help=argparse.SUPPRESS)
     parser.add_argument("--load", nargs=3, metavar=("PORT", "SERVER", "CONNECTIONS"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -86,19 +88,21 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder:
             bundle = chosen.bundle or trained(Path(folder))
-            report(bundle, chosen.runner, chosen.rounds, chosen.seconds, Path(folder))
+            report(bundle, chosen, Path(folder))
 
 
-def report(bundle: Path, runner: str, rounds: int, seconds: float, folder: Path) -> None:
+def report(bundle: Path, chosen: argparse.Namespace, folder: Path) -> None:
     """Measure and print Markdown."""
+    runner, rounds, seconds = chosen.runner, chosen.rounds, chosen.seconds
     machine = describe_machine()
     print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.cpu}, {machine.cores} cores, {machine.os}")
     print(", ".join(f"{name} {version}" for name, version in machine.versions.items()))
     print(
         f"load average {os.getloadavg()[0]:.1f} before; {rounds} rounds of {seconds:g} s; {runner}, {THREADS} thread\n"
     )
-    names = [OURS, ASGI, NOTHING] + ([FASTAPI] if importlib.util.find_spec("fastapi") else [])
-    if FASTAPI not in names:
+    names = [OURS] if chosen.alone else [OURS, ASGI, NOTHING, FASTAPI]
+    if FASTAPI in names and not importlib.util.find_spec("fastapi"):
+        names.remove(FASTAPI)
         print("fastapi is not installed, so nothing is measured beside it: pip install fastapi\n")
     loads: dict[tuple[str, int], list[Load]] = defaultdict(list)
     with ExitStack() as stack:
@@ -108,17 +112,22 @@ def report(bundle: Path, runner: str, rounds: int, seconds: float, folder: Path)
         for _ in range(rounds):
             for rows, rates in bare.items():
                 rates.append(images_per_s(session, rows, seconds / 4))
-            for connections in CONNECTIONS:
+            for connections in chosen.connections:
                 for name, (process, port) in servers.items():
                     loads[name, connections].append(loaded(process, port, bundle, name, connections, seconds))
-        print_tables(loads, bare, names)
+        print_tables(loads, bare, names, chosen.connections)
         if wrk := shutil.which("wrk"):
             for name, (_, port) in servers.items():
                 print(f"\nwrk, 64 connections, {name}: {wrk_says(wrk, port, bundle, name, folder, seconds)}")
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
-def print_tables(loads: dict[tuple[str, int], list[Load]], bare: dict[int, list[float]], names: list[str]) -> None:
+def print_tables(
+    loads: dict[tuple[str, int], list[Load]],
+    bare: dict[int, list[float]],
+    names: list[str],
+    numbers: Sequence[int],
+) -> None:
     """Rates and times, then ratios."""
     rates = ", ".join(f"{statistics.median(rates):,.0f} at batch {rows}" for rows, rates in bare.items())
     print(f"Bare session, images/s: {rates}\n")
@@ -130,11 +139,14 @@ def print_tables(loads: dict[tuple[str, int], list[Load]], bare: dict[int, list[
         share = statistics.median(each.per_s / full for each, full in zip(measured, best, strict=True))
         times = " | ".join(f"{middle(measured, key):.3f}" for key in ("median_ms", "p99_ms"))
         print(f"| {connections} | {name} | {rate:,.0f} | {share:.2f} | {times} | {middle(measured, 'cpu_us'):.0f} |")
-    alone = zip(loads[OURS, 1], bare[1], strict=True)
-    ratio, low, high = ratio_interval(np.log([ours.median_ms * rate / 1e3 for ours, rate in alone]), seed=0)
-    print(f"\nOne connection's median over a bare run: {ratio:.2f} ({low:.2f} to {high:.2f})")
+    if 1 in numbers:
+        alone = zip(loads[OURS, 1], bare[1], strict=True)
+        ratio, low, high = ratio_interval(np.log([ours.median_ms * rate / 1e3 for ours, rate in alone]), seed=0)
+        print(f"\nOne connection's median over a bare run: {ratio:.2f} ({low:.2f} to {high:.2f})")
+    if not names[1:]:
+        return
     print("\n| connections | ours beside | times as many requests/s |\n| --- | --- | --- |")
-    for connections in CONNECTIONS:
+    for connections in numbers:
         for name in names[1:]:
             pairs = zip(loads[OURS, connections], loads[name, connections], strict=True)
             ratio, low, high = ratio_interval(np.log([ours.per_s / other.per_s for ours, other in pairs]), seed=0)

@@ -30,6 +30,7 @@ from trueport.runtime.batcher import BatcherStats
 from trueport.runtime.errors import OverloadedError, UsageError
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import App, serve
+from trueport.runtime.server.serve import SWITCH_S, _switching
 
 SHAPE = (4, 5, 1)
 LABELS = ("zero", "one", "two")
@@ -327,6 +328,15 @@ def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
                 time.sleep(0.01)
         server.send_signal(number)
         assert server.wait(timeout=30) == 128 + number
+
+
+def test_threads_take_turns_more_often_as_long_as_it_serves() -> None:
+    before = sys.getswitchinterval()
+    with _switching():
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+        with _switching():
+            assert sys.getswitchinterval() == pytest.approx(SWITCH_S)
+    assert sys.getswitchinterval() == pytest.approx(before)
 
 
 @contextmanager

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import re
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -328,6 +330,20 @@ def test_every_client_gets_its_own_answers(running: Any, session: Rows, loop: st
     assert wrong == []
     assert sum(session.rows_run) == clients * requests
     assert max(session.rows_run) > 1, "nothing was batched, so that nothing could be confused"
+
+
+def test_an_answered_request_leaves_nothing_to_the_collector(client: Client) -> None:
+    """What waits for it grows with every request, and stops all of them while it is collected."""
+    client.ask(post(row(1)))
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(20):
+            assert client.ask(post(row(number)) if number % 2 else tensor(row(number))).status == 200
+        left = Counter(type(one).__name__ for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left["_Delivery"] + left["Request"] <= 2  # the last one may still be on its way back
 
 
 def test_a_client_that_leaves_takes_its_request_out_of_the_queue(running: Any, session: Rows, loop: str) -> None:
