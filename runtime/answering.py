@@ -82,22 +82,21 @@ def deliver(answered: Iterable[tuple[Request, Answer]], here: asyncio.AbstractEv
 
     here: the loop in whose thread this is called: its futures are settled at once.
     """
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Receiver, Answer]]] = {}
+    elsewhere: dict[asyncio.AbstractEventLoop, list[tuple[Receiver, Answer]]] = {}
     for request, answer in answered:
         future = request.future
-        if not isinstance(future, RowsFuture):
-            by_loop.setdefault(future.get_loop(), []).append((future, answer))
-            continue
-        try:
-            _settle(future, answer)
-        except BaseException:
-            logger.exception("a callback of an answered request failed")
-    for loop, answers in by_loop.items():
-        if loop is here:
-            _settle_all(answers)
+        if isinstance(future, RowsFuture):
+            try:
+                _settle(future, answer)
+            except BaseException:
+                logger.exception("a callback of an answered request failed")
+        elif (loop := future.get_loop()) is here:
+            _settle_all(((future, answer),))
         else:
-            with suppress(RuntimeError):  # the loop is closed: nobody awaits this any more
-                loop.call_soon_threadsafe(_settle_all, answers)
+            elsewhere.setdefault(loop, []).append((future, answer))
+    for loop, answers in elsewhere.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody awaits this any more
+            loop.call_soon_threadsafe(_settle_all, answers)
 
 
 def fail(
@@ -109,7 +108,7 @@ def fail(
     deliver(((request, error_of(request)) for request in requests if request.begin()), here)
 
 
-def _settle_all(answers: list[tuple[Receiver, Answer]]) -> None:
+def _settle_all(answers: Iterable[tuple[Receiver, Answer]]) -> None:
     for future, answer in answers:
         try:
             if not future.done():

@@ -178,10 +178,9 @@ class Batcher:
             if len(self._running) >= self._workers:
                 return False  # whoever runs takes what waits when it has done
             now_s = time.monotonic()
-            batch = next_batch(self._queue, now_s, self._limits, self._trusted(now_s))
-            rows = sum(request.rows for request in batch.take)
-            short = self._curve.points and self._curve.seconds(rows) <= self._short_s
-            if self._closed or not rows or not short:
+            batch, curve = next_batch(self._queue, now_s, self._limits, self._trusted(now_s)), self._curve
+            rows = sum([request.rows for request in batch.take])
+            if self._closed or not rows or not curve.points or curve.seconds(rows) > self._short_s:
                 if self._queue and self._idle:
                     self._idle.pop().release()
                 return False
@@ -381,11 +380,13 @@ class Batcher:
         began_s = time.monotonic()
         answers = self._answers(requests) if requests else []
         ended_s = time.monotonic()
-        pairs = list(zip(requests, answers, strict=True))
-        failed = sum(isinstance(answer, BaseException) for answer in answers)
-        rows = sum(request.rows for request, answer in pairs if not isinstance(answer, BaseException))
-        for request in requests:
+        failed = rows = 0
+        for request, answer in zip(requests, answers, strict=True):
             request.ended_s = ended_s
+            if isinstance(answer, BaseException):
+                failed += 1
+            else:
+                rows += request.rows
         with self._lock:
             del self._running[bell]
             if self._taken.pop(bell, None) is None:
@@ -398,7 +399,7 @@ class Batcher:
                 self._totals.requests += len(requests) - failed
                 self._totals.failed += failed
                 self._totals.rows += rows
-        deliver(pairs, here)
+        deliver(zip(requests, answers, strict=True), here)
 
     def _answers(self, requests: list[Request]) -> Sequence[Answer]:
         """One answer each; where a run fails its halves are run again until only the culprits are left."""
@@ -420,15 +421,14 @@ class Batcher:
         else:
             batch = np.concatenate([request.array for request in requests], dtype=first.dtype, casting="no")
         outputs = self._run(batch)
-        answers: list[Outputs] = [{} for _ in requests]
         for name, output in outputs.items():
             if len(output) != len(batch):
                 raise RequestError(f"output {name!r} has {len(output)} rows, expected the {len(batch)} that were run")
-            start = 0
-            for request, answer in zip(requests, answers, strict=True):
-                end = start + request.rows
-                answer[name] = output[start:end]
-                start = end
+        answers, start = list[Outputs](), 0
+        for request in requests:
+            end = start + request.rows
+            answers.append({name: output[start:end] for name, output in outputs.items()})
+            start = end
         # Without the lock: should two workers meet here, one measurement is lost.
         self._measured_s = time.monotonic()
         self._curve = self._curve.updated(len(batch), self._measured_s - began_s)
