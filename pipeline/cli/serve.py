@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -134,14 +136,14 @@ def serve(
 
     source = Source(opened, require_golden, models, model_control)
     sessions: list[Session] = []
-    try:
-        for bundle in bundles or ():
-            sessions.append(opened(bundle))  # noqa: PERF401 - what is open is closed where the next one fails
-    except BaseException:
-        for session in sessions:
-            session.close()
-        raise
-    with log.handling():
+    with _no_hangup(), log.handling():
+        try:
+            for bundle in bundles or ():
+                sessions.append(opened(bundle))  # noqa: PERF401 - what is open is closed where the next one fails
+        except BaseException:
+            for session in sessions:
+                session.close()
+            raise
         serve_sessions(
             sessions,
             host=host,
@@ -154,3 +156,17 @@ def serve(
             member=member,
             watch=log.request if access_log else None,
         )
+
+
+@contextmanager
+def _no_hangup() -> Iterator[None]:
+    """SIGHUP does not end the process while its models are being loaded: there is nothing yet to load anew."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is None:
+        yield
+        return
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)

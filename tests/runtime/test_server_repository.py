@@ -49,7 +49,7 @@ def unfaithful(bundle: Path) -> None:
 class Server:
     """`trueport serve` in a process of its own."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, hangup_after: str = "") -> None:
         code = "from trueport.pipeline.cli import main; main()"
         command = [sys.executable, "-c", code, "serve", *map(str, arguments), "--http", "0", "--threads", "1"]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
@@ -58,6 +58,9 @@ class Server:
         self._changed = threading.Condition()
         self._reading = threading.Thread(target=self._read)
         self._reading.start()
+        if hangup_after:
+            self.wait_for(hangup_after)
+            self.process.send_signal(signal.SIGHUP)
         self.wait_for("Ctrl-C stops it")
 
     def _read(self) -> None:
@@ -102,8 +105,8 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str | Path) -> Iterator[Server]:
-    server = Server(*arguments)
+def serving(*arguments: str | Path, hangup_after: str = "") -> Iterator[Server]:
+    server = Server(*arguments, hangup_after=hangup_after)
     try:
         yield server
         assert server.close() == 0
@@ -214,6 +217,11 @@ def test_a_signal_takes_the_new_version_and_keeps_the_old_one_where_it_fails(own
         (own_bundle / GOLDEN).unlink()
         server.process.send_signal(signal.SIGHUP)
         server.wait_for("stays as it is", 2)
+        assert server.ask("GET", "/v2/health/ready")[0] == 200
+
+
+def test_a_signal_while_the_first_models_are_loaded_does_not_end_the_server(folder: Path) -> None:
+    with serving(folder / "first", folder / "second", hangup_after="first 1: ") as server:
         assert server.ask("GET", "/v2/health/ready")[0] == 200
 
 
