@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import itertools
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.chromium import chromium, needs_chromium
 from trueport.pipeline.bench import bench
 from trueport.pipeline.check import check
 from trueport.pipeline.report import write_report
@@ -19,21 +19,6 @@ from trueport.runtime.bundle import Bundle
 from trueport.runtime.explanation import STAGES, Departure, Explanation, StageResult
 from trueport.runtime.verdict import judged, not_run, undecided
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--hide-scrollbars",
-)
-TIMEOUT_S = 20
 PAPER_PX = 703
 """A4 less its margins, in CSS pixels."""
 WIDER = """
@@ -43,9 +28,7 @@ return [...document.querySelectorAll("body *")]
     .map((one) => `${one.tagName} ${one.className} ${one.textContent.slice(0, 40)}`);
 """
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium chromium-driver"
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +75,8 @@ def page(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The only tab, with the page in it."""
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver = chromium(tmp_path_factory.mktemp("profile"), "--hide-scrollbars")
     try:
-        driver.set_page_load_timeout(TIMEOUT_S)
-        driver.set_script_timeout(TIMEOUT_S)
         driver.get(page.as_uri())
         yield driver
     finally:

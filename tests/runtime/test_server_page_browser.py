@@ -6,7 +6,6 @@ import base64
 import http.client
 import io
 import json
-import shutil
 import socket
 import threading
 import time
@@ -19,46 +18,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chromium import TIMEOUT_S, chromium, needs_chromium
 from trueport.runtime import Session
 from trueport.runtime.server import Access, App, ServerLimits
 
-TIMEOUT_S = 20
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1200,900",
-)
 PASSED = "digits 1: golden set passed, 67 golden inputs"
 LABELS = ("zero", "one", "two", "three", "four", "<b>five</b>", "six")
 
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here: apt-get install chromium chromium-driver"
-)
+pytestmark = needs_chromium
 
 
 class Page:
     """The browser's only tab."""
 
     def __init__(self, folder: Path) -> None:
-        from selenium import webdriver
-
-        options = webdriver.ChromeOptions()
-        options.binary_location = CHROMIUM or ""
-        for flag in (*FLAGS, f"--user-data-dir={folder}"):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-        self.driver.set_script_timeout(TIMEOUT_S)
-        self.driver.set_page_load_timeout(TIMEOUT_S)
+        self.driver = chromium(folder, "--window-size=1200,900")
 
     def open(self, address: str, path: str = "/") -> None:
         self.driver.get(f"http://{address}{path}")
