@@ -55,7 +55,7 @@ def _at_level(trial: Trial, data: bytes, level: Literal["basic", "extended", "al
 
 
 def _out_of_range(trial: Trial, data: bytes) -> str:
-    """The first tensor of the optimised graph with denormals or infinities that the written one has no such of."""
+    """The first weights of which the optimised graph has more that are zero, denormal or infinite."""
     if trial.subject.no_onnx:
         return ""
     import onnx
@@ -65,20 +65,24 @@ def _out_of_range(trial: Trial, data: bytes) -> str:
         settings = session_options(RunnerOptions(threads=trial.subject.threads, graph_level=LEVELS[0]))
         settings.optimized_model_filepath = str(file)
         on_cpu(data, trial.subject.base.file, settings)
-        optimised = onnx.load(file)
-    if any(_unusual(tensor) for tensor in trial.subject.graph(trial.subject.base).graph.initializer):
-        return ""
-    return next((tensor.name for tensor in optimised.graph.initializer if _unusual(tensor)), "")
+        optimised = onnx.load(file).graph.initializer
+    written = {tensor.name: _lost(tensor) for tensor in trial.subject.graph(trial.subject.base).graph.initializer}
+    for tensor in optimised:
+        # What is folded keeps the name of what it is folded into behind its own.
+        name = max((name for name in written if tensor.name.endswith(name)), key=len, default="")
+        if name and _lost(tensor) > written[name]:
+            return name
+    return ""
 
 
-def _unusual(tensor: onnx.TensorProto) -> bool:
+def _lost(tensor: onnx.TensorProto) -> int:
+    """How many numbers have no digits left."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(tensor)
     if values.dtype.kind != "f":
-        return False
-    size = np.abs(values[values != 0])
-    return bool(((size < np.finfo(values.dtype).tiny) | ~np.isfinite(size)).any())
+        return 0
+    return int(np.sum((np.abs(values) < np.finfo(values.dtype).tiny) | ~np.isfinite(values)))
 
 
 def _optimised_at(trial: Trial) -> Opened:

@@ -72,8 +72,11 @@ def test_the_report_survives_json_and_is_told(report: SelfTestReport) -> None:
 def test_faults_are_traced_to_their_stage(victim: Path, name: str) -> None:
     (one,) = self_test(victim, only=[name]).faults
     assert one.named == FAULTS[name].stage
-    assert one.cause
     assert one.confirmed
+    if name == "folded scale":
+        assert "a constant folded into network.conv1.weight" in one.cause
+    else:
+        assert one.cause
 
 
 def test_a_blind_gate_is_told(victim: Path, monkeypatch: pytest.MonkeyPatch) -> None:
