@@ -137,7 +137,9 @@ def revision() -> str:
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--", ".", f":!{DOCUMENT}"))
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(
+        git("status", "--porcelain", "--", ".", f":!{DOCUMENT.relative_to(ROOT)}")
+    )
 
 
 def kept() -> tuple[list[SelfTestReport], list[Export], list[str]]:
@@ -189,8 +191,8 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export], revis
         *fault_rows(reports),
         "",
         *(
-            f"`{one.bundle}`: {one.caught} of {one.planted} caught, {one.named_right} of {one.traced} traced to their "
-            f"stage, in {one.seconds:.0f} s.  "
+            f"`{one.bundle}`: {one.caught} of {one.planted} caught, "
+            f"{one.named_right} of {one.traced} traced to their stage.  "
             for one in reports
         ),
         "",
