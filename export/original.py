@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trueport.runtime.bundle import WEIGHTS, Bundle
 from trueport.runtime.errors import BundleError, MissingError, TrustError, missing_extra
 from trueport.runtime.machine import available_cores
-from trueport.runtime.manifest import Normalisation, Preprocessing, Task, TensorSpec
+from trueport.runtime.manifest import Manifest, Normalisation, Preprocessing, Task, TensorSpec
 from trueport.runtime.runner import Array, RunnerReport
 
 if TYPE_CHECKING:
@@ -167,13 +167,18 @@ def original_from_bundle(bundle: Bundle, trust_code: bool = False) -> Original:
         raise BundleError(f"{bundle.path} was made by another trueport: {error}") from error
     except RuntimeError as error:
         raise BundleError(f"the weights of {bundle.path} don't fit {origin.arch}: {error}") from error
+    return original_of(module, manifest)
+
+
+def original_of(module: nn.Module, manifest: Manifest) -> Original:
+    """A module, with what a bundle says is around it."""
     return Original(
         module,
         manifest.labels,
         manifest.preprocessing,
         manifest.normalisation,
-        origin.arch,
-        origin.arch_args,
+        manifest.provenance.arch,
+        manifest.provenance.arch_args,
         manifest.task,
     )
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.export.original import Original
+from trueport.export.original import Original, original_of
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import MissingError, TrustError, UsageError
 from trueport.runtime.manifest import Preprocessing, TensorSpec
@@ -108,16 +108,7 @@ def _explained(
 
 def _brought(module: nn.Module) -> Rebuild:
     def brought(bundle: Bundle, trust_code: bool) -> Original:  # noqa: ARG001
-        manifest = bundle.manifest
-        return Original(
-            module,
-            manifest.labels,
-            manifest.preprocessing,
-            manifest.normalisation,
-            manifest.provenance.arch,
-            manifest.provenance.arch_args,
-            manifest.task,
-        )
+        return original_of(module, bundle.manifest)
 
     return brought
 

@@ -96,8 +96,8 @@ class LatencyCurve:
             weight = FASTER_WEIGHT if seconds < self.seconds(rows) else SLOWER_WEIGHT
             at_rows = points[near][0] + weight * (rows - points[near][0])
             estimate = points[near][1] + weight * (seconds - points[near][1])
-        below = [(r, min(s, estimate)) for r, s in points[: index if near is None else near]]
-        above = [(r, min(s, estimate * r / at_rows)) for r, s in points[index if near is None else near + 1 :]]
+        below = tuple((r, min(s, estimate)) for r, s in points[: index if near is None else near])
+        above = tuple((r, min(s, estimate * r / at_rows)) for r, s in points[index if near is None else near + 1 :])
         return LatencyCurve((*below, (at_rows, estimate), *above))
 
 
@@ -252,11 +252,10 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     """
     take: list[W] = []
     expired: list[W] = []
-    rows, full, end_s = 0, False, 0.0
+    rows, full = 0, False
+    end_s = now_s + CAUTION * curve.seconds(min(queue.rows, limits.max_batch_rows))
     for level in queue.levels():
         for request in level:
-            if request.deadline_s < math.inf and not end_s:
-                end_s = now_s + CAUTION * curve.seconds(min(queue.rows, limits.max_batch_rows))
             if request.deadline_s <= end_s:
                 expired.append(request)
             elif full or rows + request.rows > limits.max_batch_rows:

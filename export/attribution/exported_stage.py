@@ -29,7 +29,7 @@ def exported_finding(trial: Trial, stage: Stage) -> Finding:
         runner = OriginalRunner(trial.subject.original, trial.subject.threads)
         with _as_if_exporting():
             branched = answer_of(runner)(case.images)
-        if close_to(branched, case.found, trial.subject.base.bounds):
+        if close_to(branched, case.found, case.allowed):
             return Finding(
                 "the module takes another branch while it is exported: run with that branch it answers the same",
                 "let its forward do the same whether it is exported or not (torch.compiler.is_exporting and the like)",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trueport.runtime.explanation import Departure, Stage
 
-from .chain import Answer, answer_of, answered, distance
+from .chain import Answer, answer_of, answered, close_to, distance
 from .experiments import LESS, Case
 from .findings import Finding, Trial, case_of, known_mistake, share
 
@@ -62,7 +62,7 @@ def _unsteady(trial: Trial, stage: Stage) -> Finding | None:
 def _other_precision(trial: Trial) -> Finding | None:
     """An int8 or 16-bit variant that answers what fp32 does."""
     base, port = trial.chain.link("onnx"), trial.chain.link("runner")
-    if trial.variant.name == trial.subject.base.name or not _agree(
+    if trial.variant.name == trial.subject.base.name or not close_to(
         port.logits, base.logits, trial.subject.base.bounds.max_abs
     ):
         return None
@@ -110,7 +110,7 @@ def _late(trial: Trial, stage: Stage) -> Finding | None:
     answer(images[:count])
     found = answer(images[count : 2 * count])
     limit = trial.variant.bounds.max_abs
-    if _agree(found, expected[count : 2 * count], limit) or not _agree(found, expected[:count], limit):
+    if close_to(found, expected[count : 2 * count], limit) or not close_to(found, expected[:count], limit):
         return None
     return Finding(
         "each answer is the one to the batch before: a buffer is read before it is written",
@@ -130,7 +130,7 @@ def _by_place(trial: Trial, case: Case) -> Finding | None:
         away = np.abs(answer(images).astype(np.float64) - expected[: len(images)]).max(axis=1)
     wrong = np.flatnonzero(~(away <= case.allowed))
     alone = answered(answer, images[wrong[:4]], 1) if len(wrong) else expected[:0]
-    if not 0 < len(wrong) < len(images) or not _agree(alone, expected[wrong[:4]], case.allowed):
+    if not 0 < len(wrong) < len(images) or not close_to(alone, expected[wrong[:4]], case.allowed):
         return None
     places = f"places {wrong[0]} to {wrong[-1]}" if len(wrong) > 1 else f"place {wrong[0]}"
     return Finding(
@@ -183,7 +183,7 @@ def _other_graph(trial: Trial, case: Case) -> Finding | None:
     told = "the runner answers the same whatever graph is in the bundle: it runs another one, as of an engine's cache"
     try:
         with _on_runner(trial)(doubled(trial.subject.graph(trial.variant)), None) as answer:
-            deaf = _agree(answer(case.images), case.found, case.allowed)
+            deaf = close_to(answer(case.images), case.found, case.allowed)
     except Exception as error:  # noqa: BLE001 — an application's runner need not take another graph
         trial.say(f"{trial.runner} does not take another graph: {error}")
         deaf = False
@@ -200,12 +200,6 @@ def _unrelated(case: Case) -> bool:
     if not np.isfinite(case.found).all() or case.found.std() == 0 or case.expected.std() == 0:
         return False
     return float(np.corrcoef(case.found.ravel(), case.expected.ravel())[0, 1]) < UNRELATED
-
-
-def _agree(found: Any, expected: Any, allowed: float) -> bool:
-    if found is None or expected is None or found.shape != expected.shape:
-        return False
-    return distance(found, expected)["max_abs"] <= allowed
 
 
 def _on_runner(trial: Trial) -> Opened:

@@ -37,7 +37,7 @@ def optimised_finding(trial: Trial, stage: Stage) -> Finding:
     for level in LEVELS:
         settings = session_options(RunnerOptions(threads=subject.threads, graph_level=level))
         answer = answer_of(OrtRunner(on_cpu(data, name, settings), trial.runner))
-        if not close_to(answered(answer, subject.images), expected, subject.base.bounds):
+        if not close_to(answered(answer, subject.images), expected, subject.base.bounds.max_abs):
             finding = _at_level(trial, data, level)
             break
     return replace(finding, first=bisected(trial, stage, _optimised_at(trial)))

@@ -109,8 +109,8 @@ def _other_recording(subject: Subject, chain: Chain) -> bool:
     manifest = subject.bundle.manifest
     same = WEIGHTS in manifest.files and manifest.files[WEIGHTS].sha256 == manifest.provenance.weights_sha256
     original, graph = chain.link("original").logits, chain.link("onnx").logits
-    bounds = subject.base.bounds
-    return same and close_to(original, graph, bounds) and not close_to(graph, subject.recorded, bounds)
+    allowed = subject.base.bounds.max_abs
+    return same and close_to(original, graph, allowed) and not close_to(graph, subject.recorded, allowed)
 
 
 def _of_evidence(_: Trial, __: Stage) -> Finding:

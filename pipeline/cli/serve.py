@@ -161,12 +161,13 @@ def serve(
 @contextmanager
 def _no_hangup() -> Iterator[None]:
     """SIGHUP does not end the process while its models are being loaded: there is nothing yet to load anew."""
-    number = getattr(signal, "SIGHUP", None)
-    if number is None:
+    from trueport.runtime.server.serve import HANGUP
+
+    if HANGUP is None:
         yield
         return
-    before = signal.signal(number, signal.SIG_IGN)
+    before = signal.signal(HANGUP, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.signal(HANGUP, before)

@@ -29,6 +29,7 @@ from trueport.runtime.bundle import Bundle
 from trueport.runtime.machine import describe_machine
 from trueport.runtime.runners.openvino_cpu import shared_core
 from trueport.runtime.timing import Paired, compare
+from trueport.runtime.tuned import Prefer, find_choice
 
 Images = NDArray[np.uint8]
 Call = Callable[[], object]
@@ -56,15 +57,17 @@ def row(path: Path, batch: int, seconds: float) -> str:
     """One bundle at one batch size."""
     bundle, busy = Bundle.open(path), Load(describe_machine().logical_cores)
     images = tiled(bundle.evaluation().images, batch)
+    prefer: Prefer = "latency" if batch == 1 else "throughput"
+    choice, _, _ = find_choice(bundle, prefer)
     with (
-        load(path, prefer="latency" if batch == 1 else "throughput") as session,
+        load(path, prefer=prefer) as session,
         closing(original_runner(bundle, trust_code=True)) as original,
     ):
         tuned = partial(session.run, images)
         torch.set_num_threads(describe_machine().cores)
         eager = timed(partial(original.run, {"image": images}), tuned, seconds, batch)
         rivals = {name: timed(call, tuned, seconds, batch) for name, call in by_hand(bundle, images)}
-        chosen = session.chosen.partition(": ")[2].rpartition(", batches of")[0] or session.chosen
+        chosen = choice.described() if choice else session.chosen
     best = min(rivals, key=lambda name: rivals[name].ratio)
     return (
         f"| {bundle.manifest.provenance.arch} | {batch} | {chosen} | {eager.b.images_per_s:,.0f} | {ratio(eager)} "

@@ -203,7 +203,7 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export], revis
         f"{len(judged)} gates judged, {sum(one.status == 'undecided' for one in judged)} undecided. Deviations are the",
         "largest of any export, the larger of maximum and root mean square, in shares of the original's own noise and",
         "of the bound that follows from it. `winograd`: the original, each 3 x 3 convolution of stride 1 computed by",
-        "F(4x4, 3x3), the least exact way in which libraries compute float32.",
+        "F(4x4, 3x3), which trades exactness for speed.",
         "",
         "| variant | runner | parity judged | false alarms | of noise | of bound | nearest to its bound |",
         "| --- | --- | ---: | ---: | ---: | ---: | --- |",

@@ -1,13 +1,14 @@
 """A faithful port at its worst: the original with its convolutions computed as fast as float32 allows.
 
 Lavin and Gray's F(4x4, 3x3) (Fast Algorithms for Convolutional Neural Networks, CVPR 2016) multiplies a quarter as
-often as the definition says and loses two to three bits by it, which libraries take into the bargain. No bound for
-float32 may fail it; how near it comes is what the bounds' headroom is for.
+often as the definition says and is less exact, which libraries take into the bargain. No bound for float32 may fail it;
+how near it comes is what the bounds' headroom is for.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +83,7 @@ def _fast(original: Original) -> Original | None:
     found = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.Conv2d) and _fits(part)]
     for name, part in found:
         module.set_submodule(name, WinogradConv(part))
-    return (
-        None
-        if not found
-        else Original(module, original.labels, original.preprocessing, original.normalisation, WINOGRAD)
-    )
+    return replace(original, module=module) if found else None
 
 
 def _fits(conv: nn.Conv2d) -> bool:
