@@ -14,7 +14,7 @@ import msgspec
 from trueport.runtime.errors import ExportError, UsageError, missing_extra
 
 from .layers import COMPUTING
-from .original import INPUT, OUTPUT, Original, served_module
+from .original import INPUT, OUTPUT, STATISTICS, Original, served_module
 
 if TYPE_CHECKING:
     import onnx
@@ -63,6 +63,7 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
     read_shapes_behind_the_cast(model)
+    keep_one_value_a_channel(model)
     give_weights_their_type(model)
     _describe(model, original, opset)
     check_contract(model, original, opset)
@@ -84,6 +85,18 @@ def read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
     ordered = [casts[0], *(node for node in nodes if node is not casts[0])]  # a Shape may have come first
     del nodes[:]
     nodes.extend(ordered)
+
+
+def keep_one_value_a_channel(model: onnx.ModelProto) -> None:
+    """Write the normalisation's constants as (C, 1, 1): only eager torch wants them repeated along a row."""
+    from onnx.numpy_helper import from_array, to_array
+
+    for tensor in model.graph.initializer:
+        if tensor.name in STATISTICS:
+            tensor.CopyFrom(from_array(to_array(tensor)[..., :1], tensor.name))
+    for value in model.graph.value_info:
+        if value.name in STATISTICS:
+            value.type.tensor_type.shape.dim[-1].dim_value = 1
 
 
 def give_weights_their_type(model: onnx.ModelProto) -> None:

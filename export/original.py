@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 INPUT, OUTPUT = "image", "logits"
+STATISTICS = "mean", "std"
+"""Constants of the served module: the normalisation's, (C, 1, W) with one value for each channel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +67,9 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
     network = original.module if compute == torch.float32 else copy.deepcopy(original.module).to(compute)
     # Pixels are normalised in full precision: bfloat16 has no room for 255 levels about a mean.
     precise = compute if compute == torch.float64 else torch.float32
-    # For a whole row of pixels at once: three values at a time take four times as long.
+    # In memory a row of pixels, (W, C), which eager torch walks along: three values at a time take four times as long.
     mean, std = (
-        torch.tensor(values, dtype=precise).repeat(original.preprocessing.width, 1)  # (W, C)
+        torch.tensor(values, dtype=precise).repeat(original.preprocessing.width, 1).t().unsqueeze(1)  # (C, 1, W)
         for values in (original.normalisation.mean, original.normalisation.std)
     )
 
@@ -75,12 +77,12 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
         def __init__(self) -> None:
             super().__init__()
             self.network = network
-            self.mean = nn.Buffer(mean)
-            self.std = nn.Buffer(std)
+            self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
 
         def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
-            normalised = (image.to(precise) / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
-            logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.to(compute).permute(0, 3, 1, 2))
+            planes = image.to(precise).permute(0, 3, 1, 2)  # first: onnxruntime is slow at pixels of a single value
+            normalised = (planes / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
+            logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.to(compute))
             if isinstance(logits, tuple):  # in training mode: those of auxiliary classifiers too
                 return tuple(part.float() for part in logits)
             return logits if compute == torch.float64 else logits.float()

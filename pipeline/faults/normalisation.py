@@ -21,8 +21,8 @@ def _statistics(healthy: Healthy, mean: Any, std: Any) -> Deployment:
     """The deployment whose graph normalises with other values, one a channel."""
     model = healthy.graph()
     chain = normalising(model)
-    chain.centre.input[1] = constant(model, "other_mean", np.asarray(mean, np.float32))
-    chain.divide.input[1] = constant(model, "other_std", np.asarray(std, np.float32))
+    chain.centre.input[1] = constant(model, "other_mean", np.reshape(mean, (-1, 1, 1)).astype(np.float32))
+    chain.divide.input[1] = constant(model, "other_std", np.reshape(std, (-1, 1, 1)).astype(np.float32))
     return healthy.with_graph(model)
 
 
@@ -71,7 +71,7 @@ def forget_the_scale(healthy: Healthy) -> Deployment:
     """A uint8 array cast to float without the division by 255."""
     model = healthy.graph()
     chain = normalising(model)
-    redirect(model, chain.scale.output[0], chain.cast.output[0])
+    redirect(model, chain.scale.output[0], chain.transpose.output[0])
     return healthy.with_graph(model)
 
 

@@ -115,23 +115,23 @@ class Normalising(NamedTuple):
 
     cast: onnx.NodeProto
     """uint8 to float, 0 to 255."""
+    transpose: onnx.NodeProto
+    """(N, H, W, C) to (N, C, H, W)."""
     scale: onnx.NodeProto
     """Division by 255."""
     centre: onnx.NodeProto
     """The mean's subtraction."""
     divide: onnx.NodeProto
     """Division by the standard deviation."""
-    transpose: onnx.NodeProto
-    """(N, H, W, C) to (N, C, H, W)."""
 
 
 def normalising(model: onnx.ModelProto) -> Normalising:
     """Find them. Raises DoesNotApplyError where the graph begins in another way."""
     chain, name = [], INPUT
-    for kind in ("Cast", "Div", "Sub", "Div", "Transpose"):
+    for kind in ("Cast", "Transpose", "Div", "Sub", "Div"):
         taking = [node for node in model.graph.node if node.op_type == kind and node.input[0] == name]
         if len(taking) != 1:
-            raise DoesNotApplyError("the graph does not begin with cast, scale, mean, deviation and transpose")
+            raise DoesNotApplyError("the graph does not begin with cast, transpose, scale, mean and deviation")
         chain.append(taking[0])
         name = taking[0].output[0]
     return Normalising(*chain)

@@ -87,7 +87,7 @@ def swapped_channels(model: Model) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0]), "bgr"))
     place = list(model.graph.node).index(division)
     model.graph.node.insert(
-        place, helper.make_node("Gather", [division.input[0], "bgr"], ["swapped"], "planted", axis=3)
+        place, helper.make_node("Gather", [division.input[0], "bgr"], ["swapped"], "planted", axis=1)
     )
     model.graph.node[place + 1].input[0] = "swapped"
 
