@@ -13,8 +13,8 @@ import msgspec
 
 from trueport.runtime.errors import ExportError, UsageError, missing_extra
 
-from .layers import COMPUTING
-from .original import INPUT, OUTPUT, STATISTICS, Original, served_module
+from .original import INPUT, OUTPUT, Original, served_module
+from .rewrites import rewrite
 
 if TYPE_CHECKING:
     import onnx
@@ -62,63 +62,10 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
     if program is None:
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
-    read_shapes_behind_the_cast(model)
-    keep_one_value_a_channel(model)
-    give_weights_their_type(model)
+    rewrite(model)
     _describe(model, original, opset)
     check_contract(model, original, opset)
     return model
-
-
-def read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
-    """Where the graph asks the input for its batch size, let it ask the cast of it, which has the same shape.
-
-    The exporter writes `Shape` of the input for a flatten or view far behind; TensorRT feeds uint8 to a cast only.
-    """
-    nodes = model.graph.node
-    casts = [node for node in nodes if node.op_type == "Cast" and list(node.input) == [INPUT]]
-    if len(casts) != 1:
-        return  # then the contract is broken otherwise, and reading it back says how
-    for node in nodes:
-        if node.op_type == "Shape":
-            node.input[:] = [casts[0].output[0] if name == INPUT else name for name in node.input]
-    ordered = [casts[0], *(node for node in nodes if node is not casts[0])]  # a Shape may have come first
-    del nodes[:]
-    nodes.extend(ordered)
-
-
-def keep_one_value_a_channel(model: onnx.ModelProto) -> None:
-    """Write the normalisation's constants as (C, 1, 1): only eager torch wants them repeated along a row."""
-    from onnx.numpy_helper import from_array, to_array
-
-    for tensor in model.graph.initializer:
-        if tensor.name in STATISTICS:
-            tensor.CopyFrom(from_array(to_array(tensor)[..., :1], tensor.name))
-    for value in model.graph.value_info:
-        if value.name in STATISTICS:
-            value.type.tensor_type.shape.dim[-1].dim_value = 1
-
-
-def give_weights_their_type(model: onnx.ModelProto) -> None:
-    """Cast weights and biases of convolutions and matrix products to the type of what they are multiplied with.
-
-    Folding a batch norm into a bfloat16 convolution the exporter computes in float32, and leaves the weights in it.
-    """
-    import onnx
-    from onnx.numpy_helper import from_array, to_array
-
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    stated = {value.name: value.type.tensor_type for value in model.graph.value_info}
-    for node in model.graph.node:
-        if node.op_type not in COMPUTING or node.input[0] not in stated:
-            continue
-        kind = stated[node.input[0]].elem_type
-        for name in node.input[1:]:
-            if name in weights and weights[name].data_type == onnx.TensorProto.FLOAT != kind:
-                values = to_array(weights[name]).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
-                weights[name].CopyFrom(from_array(values, name))
-                if name in stated:
-                    stated[name].elem_type = kind
 
 
 def check_contract(model: onnx.ModelProto, original: Original, opset: int) -> None:

@@ -44,8 +44,8 @@ from trueport.runtime.timing import ratio_interval
 CONNECTIONS = (1, 16, 64)
 SIDE = 28
 OURS, ASGI, FASTAPI = "ours", "our ASGI application on uvicorn", "FastAPI, one run a request"
-NOTHING = "uvicorn, which only reads the request"
-PATHS = {OURS: "/v2/models/{}/infer", ASGI: "/v2/models/{}/infer", NOTHING: "/", FASTAPI: "/infer"}
+NOTHING, LOOP = "uvicorn, which only reads the request", "a bare loop, one run a request, nothing looked at"
+PATHS = {OURS: "/v2/models/{}/infer", ASGI: "/v2/models/{}/infer", NOTHING: "/", LOOP: "/", FASTAPI: "/infer"}
 BATCHES = (1, 8, 32)
 START_S = 60
 THREADS = 1
@@ -100,7 +100,7 @@ def report(bundle: Path, chosen: argparse.Namespace, folder: Path) -> None:
     print(
         f"load average {os.getloadavg()[0]:.1f} before; {rounds} rounds of {seconds:g} s; {runner}, {THREADS} thread\n"
     )
-    names = [OURS] if chosen.alone else [OURS, ASGI, NOTHING, FASTAPI]
+    names = [OURS] if chosen.alone else [OURS, ASGI, NOTHING, LOOP, FASTAPI]
     if FASTAPI in names and not importlib.util.find_spec("fastapi"):
         names.remove(FASTAPI)
         print("fastapi is not installed, so nothing is measured beside it: pip install fastapi\n")
@@ -191,13 +191,42 @@ def serve_forever(name: str, session: Session) -> None:
     if name == OURS:
         serve([session], port=0, log=lambda sentence: print(sentence, flush=True))
         return
-    import uvicorn
-
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"serving on http://127.0.0.1:{listener.getsockname()[1]},", flush=True)
+    if name == LOOP:
+        bare_loop(listener, session)
+        return
+    import uvicorn
+
     app: Any = session.asgi_app() if name == ASGI else nothing if name == NOTHING else fastapi_app(session)
     config = uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False)
     uvicorn.Server(config).run([listener])
+
+
+def bare_loop(listener: socket.socket, session: Session) -> None:
+    """The least that a Python process can do for a row from a socket: what the machine itself takes for a request."""
+    selector, shape = selectors.DefaultSelector(), session.manifest.preprocessing.shape
+    selector.register(listener, selectors.EVENT_READ)
+    parts: dict[socket.socket, bytes] = {}
+    while True:
+        for key, _ in selector.select():
+            client = cast("socket.socket", key.fileobj)
+            if client is listener:
+                selector.register(listener.accept()[0], selectors.EVENT_READ)
+                continue
+            data = client.recv(2**20)
+            if not data:
+                selector.unregister(client)
+                client.close()
+                continue
+            data = parts.pop(client, b"") + data
+            length = re.search(rb"Content-Length: (\d+)\r\n\r\n", data)
+            if length is None or len(data) < length.end() + int(length[1]):
+                parts[client] = data
+                continue
+            row = np.frombuffer(data, np.uint8)[-math.prod(shape) :].reshape(1, *shape)
+            body = session.run(row).tobytes()
+            client.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
 
 
 async def nothing(scope: Any, receive: Any, send: Any) -> None:

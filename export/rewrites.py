@@ -1,0 +1,154 @@
+"""What torch's exporter writes, rewritten as backends want it: the same arithmetic, sooner done, no trace of where.
+
+In place, one step a function; what a step does not recognise it leaves as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .layers import COMPUTING, SCOPES, producers
+from .original import INPUT, STATISTICS
+
+if TYPE_CHECKING:
+    import onnx
+
+RESPONSE_NORM = ("Pow", "Add", "Mul", "Squeeze", "AveragePool", "Pad", "Reshape", "Mul")
+"""What the exporter makes of a local response norm's divisor, last first."""
+
+
+def rewrite(model: onnx.ModelProto) -> None:
+    """All of it."""
+    _read_shapes_behind_the_cast(model)
+    _keep_one_value_a_channel(model)
+    _write_response_norms(model)
+    _give_weights_their_type(model)
+    _forget_where_it_was_made(model)
+
+
+def _read_shapes_behind_the_cast(model: onnx.ModelProto) -> None:
+    """Where the graph asks the input for its batch size, let it ask the cast of it, which has the same shape.
+
+    The exporter writes `Shape` of the input for a flatten or view far behind; TensorRT feeds uint8 to a cast only.
+    """
+    nodes = model.graph.node
+    casts = [node for node in nodes if node.op_type == "Cast" and list(node.input) == [INPUT]]
+    if len(casts) != 1:
+        return  # then the contract is broken otherwise, and reading it back says how
+    for node in nodes:
+        if node.op_type == "Shape":
+            node.input[:] = [casts[0].output[0] if name == INPUT else name for name in node.input]
+    ordered = [casts[0], *(node for node in nodes if node is not casts[0])]  # a Shape may have come first
+    del nodes[:]
+    nodes.extend(ordered)
+
+
+def _keep_one_value_a_channel(model: onnx.ModelProto) -> None:
+    """Write the normalisation's constants as (C, 1, 1): only eager torch wants them repeated along a row."""
+    from onnx.numpy_helper import from_array, to_array
+
+    for tensor in model.graph.initializer:
+        if tensor.name in STATISTICS:
+            tensor.CopyFrom(from_array(to_array(tensor)[..., :1], tensor.name))
+    for value in model.graph.value_info:
+        if value.name in STATISTICS:
+            value.type.tensor_type.shape.dim[-1].dim_value = 1
+
+
+def _write_response_norms(model: onnx.ModelProto) -> None:
+    """Local response norms as ONNX's own operator, for which backends have a kernel; the exporter writes nine nodes."""
+    graph, behind = model.graph, producers(model)
+    readers = Counter(name for node in graph.node for name in node.input)
+    gone: set[str] = set()
+    for node in graph.node:
+        divisor = _response_norm(model, node, behind) if node.op_type == "Div" else []
+        if divisor and all(readers[part.output[0]] == 1 for part in divisor):
+            _become_response_norm(model, node, divisor)
+            gone.update(part.output[0] for part in divisor)
+    if gone:
+        _drop(graph.node, lambda node: node.output[0] in gone)
+        _drop(graph.value_info, lambda value: value.name in gone)
+        read = {name for node in graph.node for name in node.input}
+        _drop(graph.initializer, lambda tensor: tensor.name not in read)
+
+
+def _response_norm(
+    model: onnx.ModelProto, divide: onnx.NodeProto, behind: dict[str, onnx.NodeProto]
+) -> list[onnx.NodeProto]:
+    """The nodes of the divisor, last first, where x is divided by (k + alpha * mean of neighbours' x^2) ^ beta."""
+    chain: list[onnx.NodeProto] = []
+    name = divide.input[1]
+    for kind in RESPONSE_NORM:
+        node = behind.get(name)
+        if node is None or node.op_type != kind:
+            return []
+        chain.append(node)
+        name = node.input[0]
+    _, _, _, _, pool, pad, _, square = chain
+    size, *others = _integers(pool, "kernel_shape")
+    half = size // 2
+    plain = others == [1, 1] and set(_integers(pool, "strides")) == {1} and not any(_integers(pool, "pads"))
+    padded = _constant(model, pad.input[1]) == [0, 0, half, 0, 0, 0, 0, half, 0, 0]
+    squared = list(square.input) == [divide.input[0]] * 2
+    return chain if plain and padded and squared and size % 2 else []  # ONNX's window is another where it is even
+
+
+def _become_response_norm(model: onnx.ModelProto, divide: onnx.NodeProto, divisor: list[onnx.NodeProto]) -> None:
+    import onnx
+
+    power, add, scale, _, pool, *_ = divisor
+    beta, bias, alpha = (_constant(model, node.input[1])[0] for node in (power, add, scale))
+    size = _integers(pool, "kernel_shape")[0]
+    divide.op_type = "LRN"
+    del divide.input[1:]
+    for name, value in {"size": size, "alpha": alpha, "beta": beta, "bias": bias}.items():
+        divide.attribute.append(onnx.helper.make_attribute(name, value))
+
+
+def _give_weights_their_type(model: onnx.ModelProto) -> None:
+    """Cast weights and biases of convolutions and matrix products to the type of what they are multiplied with.
+
+    Folding a batch norm into a bfloat16 convolution the exporter computes in float32, and leaves the weights in it.
+    """
+    import onnx
+    from onnx.numpy_helper import from_array, to_array
+
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    stated = {value.name: value.type.tensor_type for value in model.graph.value_info}
+    for node in model.graph.node:
+        if node.op_type not in COMPUTING or node.input[0] not in stated:
+            continue
+        kind = stated[node.input[0]].elem_type
+        for name in node.input[1:]:
+            if name in weights and weights[name].data_type == onnx.TensorProto.FLOAT != kind:
+                values = to_array(weights[name]).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+                weights[name].CopyFrom(from_array(values, name))
+                if name in stated:
+                    stated[name].elem_type = kind
+
+
+def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
+    """Keep the modules that nodes come from; lines of source with the paths of this machine are nobody's business."""
+    for node in model.graph.node:
+        _drop(node.metadata_props, lambda entry: entry.key != SCOPES)
+
+
+def _integers(node: onnx.NodeProto, name: str) -> list[int]:
+    return next((list(one.ints) for one in node.attribute if one.name == name), [])
+
+
+def _constant(model: onnx.ModelProto, name: str) -> list[float]:
+    """Its values, flat; none where it is no constant."""
+    from onnx.numpy_helper import to_array
+
+    found = next((tensor for tensor in model.graph.initializer if tensor.name == name), None)
+    return [] if found is None else [float(value) for value in to_array(found).reshape(-1)]
+
+
+def _drop(field: Any, unwanted: Callable[[Any], bool]) -> None:
+    """Of a repeated field, these entries; the others are not copied, as weights are large."""
+    for index in reversed(range(len(field))):
+        if unwanted(field[index]):
+            del field[index]
