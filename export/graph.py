@@ -46,7 +46,7 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                served_module(original, dtype),
+                served_module(original, dtype, contiguous=True),
                 (example,),
                 input_names=[INPUT],
                 output_names=[OUTPUT],

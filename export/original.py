@@ -54,10 +54,12 @@ class Original:
         return TensorSpec(OUTPUT, "float32", (-1, len(self.labels)))
 
 
-def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Module:
+def served_module(original: Original, dtype: torch.dtype | None = None, *, contiguous: bool = False) -> nn.Module:
     """The module as it is deployed: uint8 (N, H, W, C) in, logits (N, K) out, normalisation inside.
 
     dtype: what it computes in; None: float32. The logits are float32, and float64 only where that is the dtype.
+    contiguous: hand the network maps that lie in memory as (N, C, H, W), which is what to export: to maps that lie as
+    the pixels do some operators restride their answers, in graphs too. Eager torch is faster without.
     The first operation is the cast: TensorRT accepts a uint8 input into nothing else.
     """
     import torch
@@ -82,6 +84,8 @@ def served_module(original: Original, dtype: torch.dtype | None = None) -> nn.Mo
         def forward(self, image: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
             planes = image.to(precise).permute(0, 3, 1, 2)  # first: onnxruntime is slow at pixels of a single value
             normalised = (planes / 255).sub_(self.mean).div_(self.std)  # in place: training is faster by it
+            if contiguous:
+                normalised = normalised.contiguous()
             logits: torch.Tensor | tuple[torch.Tensor, ...] = self.network(normalised.to(compute))
             if isinstance(logits, tuple):  # in training mode: those of auxiliary classifiers too
                 return tuple(part.float() for part in logits)

@@ -187,7 +187,8 @@ def _program(subject: Subject) -> Answer:
     shape = subject.bundle.manifest.preprocessing.shape
     example = torch.zeros((2, *shape), dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1)
-    module = torch.export.export(served_module(subject.original), (example,), dynamic_shapes=({0: batch},)).module()
+    served = served_module(subject.original, contiguous=True)
+    module = torch.export.export(served, (example,), dynamic_shapes=({0: batch},)).module()
 
     def answer(images: Rows) -> Logits:
         with torch.inference_mode():

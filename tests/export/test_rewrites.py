@@ -79,6 +79,13 @@ def test_a_response_norm_in_half_precision_is_one_operator() -> None:
     assert deviation(original, graph) < 1e-2
 
 
+def test_an_average_of_all_is_one_operator() -> None:
+    """In channels_last, as the pixels lie, AdaptiveAvgPool2d restrides its answer: ten nodes, sizes among them."""
+    original, graph = exported()
+    assert operators(graph)[5:] == ["Conv", "ReduceMean", "Reshape"]
+    assert deviation(original, graph) < 1e-6
+
+
 class OwnDivisor(nn.Module):
     """Asks for the divisor too, which one operator would not have."""
 
