@@ -214,7 +214,10 @@ def bare_loop(listener: socket.socket, session: Session) -> None:
             if client is listener:
                 selector.register(listener.accept()[0], selectors.EVENT_READ)
                 continue
-            data = client.recv(2**20)
+            try:
+                data = client.recv(2**20)
+            except ConnectionError:
+                data = b""
             if not data:
                 selector.unregister(client)
                 client.close()
