@@ -11,15 +11,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.runtime.fake_manifest import fake_manifest
 from trueport.runtime import Session
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.manifest import Bounds, Manifest, Precision, Variant
+from trueport.runtime.manifest import Bounds, Precision, Task, Variant
 from trueport.runtime.runner import Array, RunnerReport
 from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.listening import Connections
@@ -191,21 +191,10 @@ def session_of() -> Callable[..., Session]:
     def made(
         name: str = "digits", version: str = "1", task: str = "classification", labels: Sequence[str] = "abcdefg"
     ) -> Session:
-        said: dict[str, Any] = {
-            "name": name,
-            "version": version,
-            "task": task,
-            "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
-            "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, len(labels))}],
-            "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
-            "normalisation": {"mean": (0.5,), "std": (0.5,)},
-            "labels": list(labels),
-            "variants": [],
-            "provenance": dict.fromkeys(("arch", "weights_sha256", "data", "data_sha256", "split_sha256"), "fake")
-            | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}, "created": "today"},
-            "files": {},
-        }
-        bundle = cast("Bundle", SimpleNamespace(manifest=msgspec.convert(said, Manifest), path=Path(name)))
+        manifest = fake_manifest(
+            name, version, labels=labels, row=SHAPE, height=SHAPE[0], width=SHAPE[1], task=cast("Task", task)
+        )
+        bundle = cast("Bundle", SimpleNamespace(manifest=manifest, path=Path(name)))
         variant = cast("Variant", SimpleNamespace(name="fp32", precision="fp32"))
         return Session(bundle, variant, FirstPixels(len(labels)), chosen="default: fp32 on onnxruntime:cpu")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.runtime.fake_manifest import LABELS, ROW_BYTES, SHAPE, fake_manifest
 from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.batcher import BatcherStats
 from trueport.runtime.errors import (
@@ -33,40 +33,9 @@ from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import Access, App, ServerLimits, token_from_file
 from trueport.runtime.server.statistics import REASONS, Tally
 
-SHAPE = (4, 5, 1)
-ROW_BYTES = 20
-CLASSES = 3
+CLASSES = len(LABELS)
 INFER = "/v2/models/digits/infer"
 LENGTH = "Inference-Header-Content-Length"
-
-
-def manifest(name: str = "digits", version: str = "1", shape: tuple[int, ...] = (-1, *SHAPE)) -> Manifest:
-    return msgspec.convert(
-        {
-            "name": name,
-            "version": version,
-            "inputs": [{"name": "image", "dtype": "uint8", "shape": shape}],
-            "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, CLASSES)}],
-            "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
-            "normalisation": {"mean": (0.5,), "std": (0.5,)},
-            "labels": ["zero", "one", "two"],
-            "variants": [],
-            "provenance": {
-                "arch": "lenet",
-                "arch_args": {},
-                "weights_sha256": "",
-                "data": "",
-                "data_sha256": "",
-                "split_sha256": "",
-                "seed": 0,
-                "created": "",
-                "versions": {},
-                "recipe": {},
-            },
-            "files": {},
-        },
-        Manifest,
-    )
 
 
 @dataclass
@@ -117,7 +86,7 @@ class FakeBatcher:
 
 @dataclass
 class FakeSession:
-    manifest: Manifest = field(default_factory=manifest)
+    manifest: Manifest = field(default_factory=fake_manifest)
     batcher: FakeBatcher = field(default_factory=FakeBatcher)
     closed: bool = False
 
@@ -847,7 +816,7 @@ def test_mounted_below_a_path(app: App) -> None:
 
 
 def test_several_models_and_versions() -> None:
-    sessions = [FakeSession(manifest(*each)) for each in (("digits", "1"), ("digits", "2"), ("plates", "1"))]
+    sessions = [FakeSession(fake_manifest(*each)) for each in (("digits", "1"), ("digits", "2"), ("plates", "1"))]
     app = serving(*sessions)
     assert call(app, "GET", "/v2/models/digits").json["versions"] == ["1", "2"]
     body, headers = binary_request(pixels(1))
@@ -863,10 +832,10 @@ def test_several_models_and_versions() -> None:
     [
         [],
         [FakeSession(), FakeSession()],
-        [FakeSession(manifest(version="a/b"))],
-        [FakeSession(manifest(version=""))],
-        [FakeSession(manifest(shape=(-1, -1, -1, 3)))],
-        [FakeSession(manifest(shape=(-1, 10)))],
+        [FakeSession(fake_manifest(version="a/b"))],
+        [FakeSession(fake_manifest(version=""))],
+        [FakeSession(fake_manifest(row=(-1, -1, 3)))],
+        [FakeSession(fake_manifest(row=(10,)))],
     ],
 )
 def test_what_can_not_be_served_is_refused_at_once(sessions: list[FakeSession]) -> None:

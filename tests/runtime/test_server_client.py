@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -25,33 +26,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.runtime.fake_manifest import LABELS, SHAPE, fake_manifest
 from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.batcher import BatcherStats
 from trueport.runtime.errors import OverloadedError, UsageError
-from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import App, serve
 from trueport.runtime.server.serve import SWITCH_S, _switching
 
-SHAPE = (4, 5, 1)
-LABELS = ("zero", "one", "two")
-MANIFEST = msgspec.convert(
-    {
-        "name": "digits",
-        "version": "1",
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, len(LABELS))}],
-        "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
-        "normalisation": {"mean": (0.5,), "std": (0.5,)},
-        "labels": LABELS,
-        "variants": [],
-        "provenance": dict.fromkeys(
-            ("arch", "weights_sha256", "data", "data_sha256", "split_sha256", "created"), "not of any interest here"
-        )
-        | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}},
-        "files": {},
-    },
-    Manifest,
-)
+ROOT = Path(__file__).parents[2]
+MANIFEST = fake_manifest()
 
 
 class FakeSession:
@@ -340,8 +323,8 @@ def test_threads_take_turns_more_often_as_long_as_it_serves() -> None:
 @contextmanager
 def answering() -> Iterator[tuple[subprocess.Popen[str], http.client.HTTPConnection]]:
     """A server that has begun a request, which it ends when it reads a line; and the connection it came by."""
-    command = [sys.executable, __file__]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    command = [sys.executable, "-m", "tests.runtime.test_server_client"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         connection = http.client.HTTPConnection(started(server), timeout=30)
         connection.request("POST", "/v2/models/digits/infer", b"\xfe" * 20, {"Inference-Header-Content-Length": "0"})

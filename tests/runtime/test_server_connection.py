@@ -21,38 +21,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.runtime.fake_manifest import LABELS, SHAPE, fake_manifest
 from trueport.runtime import BatchLimits, Session
 from trueport.runtime.batcher import Batcher
-from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.listening import Connections
 from trueport.runtime.server.models import Models
 from trueport.runtime.server.routes import Router
 
-SHAPE = (4, 5, 1)
-CLASSES = 3
+CLASSES = len(LABELS)
 INFER = b"/v2/models/digits/infer"
 TIMEOUT_S = 30
 HELD = 254
 """A row that begins with it waits until the session is told to go on."""
-MANIFEST = msgspec.convert(
-    {
-        "name": "digits",
-        "version": "1",
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, CLASSES)}],
-        "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
-        "normalisation": {"mean": (0.5,), "std": (0.5,)},
-        "labels": ["zero", "one", "two"],
-        "variants": [],
-        "provenance": dict.fromkeys(
-            ("arch", "weights_sha256", "data", "data_sha256", "split_sha256", "created"), "not of any interest here"
-        )
-        | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}},
-        "files": {},
-    },
-    Manifest,
-)
+MANIFEST = fake_manifest()
 
 
 class Rows:

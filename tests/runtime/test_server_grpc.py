@@ -22,11 +22,11 @@ from hypothesis import strategies as some
 from numpy.typing import NDArray
 from PIL import Image
 
+from tests.runtime.fake_manifest import LABELS, ROW_BYTES, SHAPE, fake_manifest
 from trueport.runtime import Session, preprocessing
 from trueport.runtime.batcher import Batcher
 from trueport.runtime.batching import BatchLimits
 from trueport.runtime.errors import GateError, MissingError, UsageError
-from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import Access, ServerLimits
 from trueport.runtime.server.answers import UnknownError
 from trueport.runtime.server.endpoint import ModelEndpoint
@@ -41,28 +41,8 @@ triton_aio = pytest.importorskip("tritonclient.grpc.aio")
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2")
 TritonError = triton.InferenceServerException
 
-SHAPE = (4, 5, 1)
-ROW_BYTES = 20
-LABELS = ("zero", "one", "two")
 PREFIX = "/inference.GRPCInferenceService/"
-MANIFEST = msgspec.convert(
-    {
-        "name": "digits",
-        "version": "1",
-        "inputs": [{"name": "image", "dtype": "uint8", "shape": (-1, *SHAPE)}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": (-1, len(LABELS))}],
-        "preprocessing": {"height": SHAPE[0], "width": SHAPE[1], "mode": "L"},
-        "normalisation": {"mean": (0.5,), "std": (0.5,)},
-        "labels": LABELS,
-        "variants": [],
-        "provenance": dict.fromkeys(
-            ("arch", "weights_sha256", "data", "data_sha256", "split_sha256", "created"), "not of any interest here"
-        )
-        | {"arch_args": {}, "seed": 0, "versions": {}, "recipe": {}},
-        "files": {},
-    },
-    Manifest,
-)
+MANIFEST = fake_manifest()
 
 
 class FakeSession:
