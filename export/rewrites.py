@@ -6,7 +6,7 @@ In place, one step a function; what a step does not recognise it leaves as it is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .layers import COMPUTING, SCOPES, producers
@@ -60,7 +60,7 @@ def _keep_one_value_a_channel(model: onnx.ModelProto) -> None:
 def _write_response_norms(model: onnx.ModelProto) -> None:
     """Local response norms as ONNX's own operator, for which backends have a kernel; the exporter writes nine nodes."""
     graph, behind = model.graph, producers(model)
-    readers = Counter(name for node in graph.node for name in node.input)
+    readers = Counter(_reads(graph))
     gone: set[str] = set()
     for node in graph.node:
         divisor = _response_norm(model, node, behind) if node.op_type == "Div" else []
@@ -70,7 +70,7 @@ def _write_response_norms(model: onnx.ModelProto) -> None:
     if gone:
         _drop(graph.node, lambda node: node.output[0] in gone)
         _drop(graph.value_info, lambda value: value.name in gone)
-        read = {name for node in graph.node for name in node.input}
+        read = set(_reads(graph))
         _drop(graph.initializer, lambda tensor: tensor.name not in read)
 
 
@@ -86,13 +86,23 @@ def _response_norm(
             return []
         chain.append(node)
         name = node.input[0]
-    _, _, _, _, pool, pad, _, square = chain
+    power, add, scale, squeeze, pool, pad, reshape, square = chain
     size, *others = _integers(pool, "kernel_shape")
     half = size // 2
-    plain = others == [1, 1] and set(_integers(pool, "strides")) == {1} and not any(_integers(pool, "pads"))
-    padded = _constant(model, pad.input[1]) == [0, 0, half, 0, 0, 0, 0, half, 0, 0]
-    squared = list(square.input) == [divide.input[0]] * 2
-    return chain if plain and padded and squared and size % 2 else []  # ONNX's window is another where it is even
+    recognised = (
+        size % 2 == 1  # of an even window ONNX has the larger half behind, torch before
+        and others == [1, 1]
+        and set(_integers(pool, "strides")) == {1}
+        and not any(_integers(pool, "pads"))
+        and _constant(model, pad.input[1]) == [0, 0, half, 0, 0, 0, 0, half, 0, 0]
+        and len(pad.input) == 2  # no value: zeros
+        and all(one.s == b"constant" for one in pad.attribute if one.name == "mode")
+        and _constant(model, squeeze.input[1]) == [1]
+        and [len(shape := _constant(model, reshape.input[1])), *shape[1:2]] == [5, 1]
+        and list(square.input) == [divide.input[0]] * 2
+        and all(len(_constant(model, node.input[1])) == 1 for node in (power, add, scale))
+    )
+    return chain if recognised else []
 
 
 def _become_response_norm(model: onnx.ModelProto, divide: onnx.NodeProto, divisor: list[onnx.NodeProto]) -> None:
@@ -133,6 +143,16 @@ def _forget_where_it_was_made(model: onnx.ModelProto) -> None:
     """Keep the modules that nodes come from; lines of source with the paths of this machine are nobody's business."""
     for node in model.graph.node:
         _drop(node.metadata_props, lambda entry: entry.key != SCOPES)
+
+
+def _reads(graph: onnx.GraphProto) -> Iterator[str]:
+    """Every tensor that is read, as often as it is: by nodes, by those of their subgraphs, and as an output."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _reads(inner)
+    yield from (value.name for value in graph.output)
 
 
 def _integers(node: onnx.NodeProto, name: str) -> list[int]:
