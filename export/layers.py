@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trueport.runtime.errors import ExportError
 from trueport.runtime.manifest import Precision
@@ -39,6 +39,13 @@ def layer_name(node: onnx.NodeProto) -> str:
 def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     """The node behind each tensor that a node makes."""
     return {output: node for node in model.graph.node for output in node.output}
+
+
+def attribute(node: onnx.NodeProto, name: str, otherwise: Any) -> Any:
+    """The value of a node's attribute."""
+    import onnx
+
+    return next((onnx.helper.get_attribute_value(one) for one in node.attribute if one.name == name), otherwise)
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:

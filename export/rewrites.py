@@ -1,4 +1,4 @@
-"""What torch's exporter writes, rewritten as backends want it: the same arithmetic, sooner done, no trace of where.
+"""What torch's exporter writes, rewritten as backends want it: the same formulas, sooner done, no trace of where.
 
 In place, one step a function; what a step does not recognise it leaves as it is.
 """
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from .layers import COMPUTING, SCOPES, producers
+from .layers import COMPUTING, SCOPES, attribute, producers
 from .original import INPUT, STATISTICS
 
 if TYPE_CHECKING:
@@ -87,16 +87,16 @@ def _response_norm(
         chain.append(node)
         name = node.input[0]
     power, add, scale, squeeze, pool, pad, reshape, square = chain
-    size, *others = _integers(pool, "kernel_shape")
+    size, *others = attribute(pool, "kernel_shape", [])
     half = size // 2
     recognised = (
         size % 2 == 1  # of an even window ONNX has the larger half behind, torch before
         and others == [1, 1]
-        and set(_integers(pool, "strides")) == {1}
-        and not any(_integers(pool, "pads"))
+        and set(attribute(pool, "strides", [])) == {1}
+        and not any(attribute(pool, "pads", []))
         and _constant(model, pad.input[1]) == [0, 0, half, 0, 0, 0, 0, half, 0, 0]
         and len(pad.input) == 2  # no value: zeros
-        and all(one.s == b"constant" for one in pad.attribute if one.name == "mode")
+        and attribute(pad, "mode", b"constant") == b"constant"
         and _constant(model, squeeze.input[1]) == [1]
         and [len(shape := _constant(model, reshape.input[1])), *shape[1:2]] == [5, 1]
         and list(square.input) == [divide.input[0]] * 2
@@ -110,7 +110,7 @@ def _become_response_norm(model: onnx.ModelProto, divide: onnx.NodeProto, diviso
 
     power, add, scale, _, pool, *_ = divisor
     beta, bias, alpha = (_constant(model, node.input[1])[0] for node in (power, add, scale))
-    size = _integers(pool, "kernel_shape")[0]
+    size = attribute(pool, "kernel_shape", [])[0]
     divide.op_type = "LRN"
     del divide.input[1:]
     for name, value in {"size": size, "alpha": alpha, "beta": beta, "bias": bias}.items():
@@ -149,14 +149,10 @@ def _reads(graph: onnx.GraphProto) -> Iterator[str]:
     """Every tensor that is read, as often as it is: by nodes, by those of their subgraphs, and as an output."""
     for node in graph.node:
         yield from node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
+        for entry in node.attribute:
+            for inner in (entry.g, *entry.graphs):
                 yield from _reads(inner)
     yield from (value.name for value in graph.output)
-
-
-def _integers(node: onnx.NodeProto, name: str) -> list[int]:
-    return next((list(one.ints) for one in node.attribute if one.name == name), [])
 
 
 def _constant(model: onnx.ModelProto, name: str) -> list[float]:

@@ -20,7 +20,7 @@ def response_norm(neighbours: int = 5, alpha: float = 1e-4, beta: float = 0.75, 
 class GlobalAverage(nn.Module):
     """The mean of every map, whatever its size: (B, C) of (B, C, H, W).
 
-    AdaptiveAvgPool2d(1) does the same, but maps in channels_last make it restride its answer, which exports badly.
+    AdaptiveAvgPool2d(1) does the same, but maps in channels_last make it restride its answer.
     """
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from trueport.export.layers import attribute
+
 from ..deployment import Deployment
 from .catalogue import DoesNotApplyError, Healthy, fault
-from .surgery import attribute, change_answer, nodes, set_attribute
+from .surgery import change_answer, nodes, set_attribute
 
 OLD_OPSET = 11
 """That of tools which are still in use, and the last in which ReduceMean, Squeeze and Softmax meant something else."""

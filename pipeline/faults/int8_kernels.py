@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trueport.export.layers import attribute
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.runner import Array, Runner, RunnerOptions
 
 from ..deployment import Deployment
 from .catalogue import DoesNotApplyError, Healthy, fault
 from .lying import LyingRunner
-from .surgery import INPUT, OUTPUT, array, attribute, weights
+from .surgery import INPUT, OUTPUT, array, weights
 
 if TYPE_CHECKING:
     import onnx

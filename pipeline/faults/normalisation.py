@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from trueport.export.layers import attribute
+
 from ..deployment import Deployment
 from .catalogue import DoesNotApplyError, Healthy, fault
-from .surgery import attribute, constant, insert_behind, normalising, redirect, set_attribute
+from .surgery import constant, insert_behind, normalising, redirect, set_attribute
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

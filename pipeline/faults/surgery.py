@@ -26,13 +26,6 @@ def nodes(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
     return found
 
 
-def attribute(node: onnx.NodeProto, name: str, otherwise: Any) -> Any:
-    """The value of a node's attribute."""
-    import onnx
-
-    return next((onnx.helper.get_attribute_value(one) for one in node.attribute if one.name == name), otherwise)
-
-
 def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
     """Give a node's attribute another value."""
     import onnx

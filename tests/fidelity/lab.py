@@ -199,7 +199,7 @@ def document(reports: Sequence[SelfTestReport], exports: Sequence[Export], revis
         "## Healthy exports",
         "",
         f"{len({one.arch for one in exports})} architectures of `trueport.models` with random weights, "
-        f"{len({one.seed for one in exports})} seeds, batches of 1, 2, 7 and 32, "
+        f"seeds {', '.join(map(str, sorted({one.seed for one in exports})))}, batches of 1, 2, 7 and 32, "
         f"{len(judged)} gates judged, {sum(one.status == 'undecided' for one in judged)} undecided. Deviations are the",
         "largest of any export, the larger of maximum and root mean square, in shares of the original's own noise and",
         "of the bound that follows from it. `winograd`: the original, each 3 x 3 convolution of stride 1 computed by",
