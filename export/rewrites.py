@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .layers import COMPUTING, SCOPES, attribute, producers
 from .original import INPUT, STATISTICS
@@ -57,16 +57,33 @@ def _keep_one_value_a_channel(model: onnx.ModelProto) -> None:
             value.type.tensor_type.shape.dim[-1].dim_value = 1
 
 
+class _ResponseNorm(NamedTuple):
+    """What divides x: (bias + alpha * mean of the squares of `size` neighbours) ^ beta."""
+
+    divisor: list[onnx.NodeProto]
+    """Its nodes, last first."""
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+
+
 def _write_response_norms(model: onnx.ModelProto) -> None:
     """Local response norms as ONNX's own operator, for which backends have a kernel; the exporter writes nine nodes."""
+    import onnx
+
     graph, behind = model.graph, producers(model)
     readers = Counter(_reads(graph))
     gone: set[str] = set()
     for node in graph.node:
-        divisor = _response_norm(model, node, behind) if node.op_type == "Div" else []
-        if divisor and all(readers[part.output[0]] == 1 for part in divisor):
-            _become_response_norm(model, node, divisor)
-            gone.update(part.output[0] for part in divisor)
+        norm = _response_norm(model, node, behind) if node.op_type == "Div" else None
+        if norm is None or any(readers[part.output[0]] != 1 for part in norm.divisor):
+            continue
+        node.op_type = "LRN"
+        del node.input[1:]
+        for name in ("size", "alpha", "beta", "bias"):
+            node.attribute.append(onnx.helper.make_attribute(name, getattr(norm, name)))
+        gone.update(part.output[0] for part in norm.divisor)
     if gone:
         _drop(graph.node, lambda node: node.output[0] in gone)
         _drop(graph.value_info, lambda value: value.name in gone)
@@ -76,19 +93,20 @@ def _write_response_norms(model: onnx.ModelProto) -> None:
 
 def _response_norm(
     model: onnx.ModelProto, divide: onnx.NodeProto, behind: dict[str, onnx.NodeProto]
-) -> list[onnx.NodeProto]:
-    """The nodes of the divisor, last first, where x is divided by (k + alpha * mean of neighbours' x^2) ^ beta."""
+) -> _ResponseNorm | None:
+    """The local response norm that ends with this division; None where it is something else."""
     chain: list[onnx.NodeProto] = []
     name = divide.input[1]
     for kind in RESPONSE_NORM:
         node = behind.get(name)
         if node is None or node.op_type != kind:
-            return []
+            return None
         chain.append(node)
         name = node.input[0]
     power, add, scale, squeeze, pool, pad, reshape, square = chain
     size, *others = attribute(pool, "kernel_shape", [])
     half = size // 2
+    numbers = [_constant(model, node.input[1]) for node in (scale, power, add)]
     recognised = (
         size % 2 == 1  # of an even window ONNX has the larger half behind, torch before
         and others == [1, 1]
@@ -100,21 +118,9 @@ def _response_norm(
         and _constant(model, squeeze.input[1]) == [1]
         and [len(shape := _constant(model, reshape.input[1])), *shape[1:2]] == [5, 1]
         and list(square.input) == [divide.input[0]] * 2
-        and all(len(_constant(model, node.input[1])) == 1 for node in (power, add, scale))
+        and all(len(values) == 1 for values in numbers)
     )
-    return chain if recognised else []
-
-
-def _become_response_norm(model: onnx.ModelProto, divide: onnx.NodeProto, divisor: list[onnx.NodeProto]) -> None:
-    import onnx
-
-    power, add, scale, _, pool, *_ = divisor
-    beta, bias, alpha = (_constant(model, node.input[1])[0] for node in (power, add, scale))
-    size = attribute(pool, "kernel_shape", [])[0]
-    divide.op_type = "LRN"
-    del divide.input[1:]
-    for name, value in {"size": size, "alpha": alpha, "beta": beta, "bias": bias}.items():
-        divide.attribute.append(onnx.helper.make_attribute(name, value))
+    return _ResponseNorm(chain, size, *(values[0] for values in numbers)) if recognised else None
 
 
 def _give_weights_their_type(model: onnx.ModelProto) -> None:

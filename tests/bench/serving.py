@@ -46,7 +46,7 @@ SIDE = 28
 OURS, ASGI, FASTAPI = "ours", "our ASGI application on uvicorn", "FastAPI, one run a request"
 NOTHING, LOOP = "uvicorn, which only reads the request", "a bare loop, one run a request, nothing looked at"
 PATHS = {OURS: "/v2/models/{}/infer", ASGI: "/v2/models/{}/infer", NOTHING: "/", LOOP: "/", FASTAPI: "/infer"}
-BATCHES = (1, 8, 32)
+BATCHES = (1, 8, 16, 32)
 START_S = 60
 THREADS = 1
 WRK_SCRIPT = """
@@ -299,7 +299,10 @@ def loaded(process: int, port: int, bundle: Path, name: str, connections: int, s
 
 
 def closed_loop(port: int, data: bytes, connections: int, seconds: float) -> dict[str, float]:
-    """So many connections, each sends its next request when it has its answer; every answer's status is looked at."""
+    """So many connections, each sends its next request when it has its answer; every answer's status is looked at.
+
+    When the time is up, what was sent is waited for: a server is busy to the last answer that is counted.
+    """
     selector = selectors.DefaultSelector()
     begun_s: dict[socket.socket, float] = {}
     for _ in range(connections):
@@ -311,7 +314,8 @@ def closed_loop(port: int, data: bytes, connections: int, seconds: float) -> dic
     durations: list[float] = []
     parts: dict[socket.socket, bytes] = defaultdict(bytes)
     now_s = first_s = time.perf_counter()
-    while now_s - first_s < seconds:
+    waiting = connections
+    while waiting:
         for key, _ in selector.select():
             connection = cast("socket.socket", key.fileobj)
             answer = parts[connection] + connection.recv(65536)
@@ -321,6 +325,9 @@ def closed_loop(port: int, data: bytes, connections: int, seconds: float) -> dic
             parts[connection] = b""
             now_s = time.perf_counter()
             durations.append(now_s - begun_s[connection])
+            if now_s - first_s >= seconds:
+                waiting -= 1
+                continue
             begun_s[connection] = now_s
             connection.sendall(data)
     rate = len(durations) / (now_s - first_s)

@@ -23,22 +23,24 @@ from trueport.export.bundle import Origin, write_bundle
 from trueport.export.int8 import Int8Options
 from trueport.export.original import Original
 from trueport.export.variants import Material
-from trueport.pipeline.check import check, check_deployment
+from trueport.pipeline.check import ALL, References, check_deployment
+from trueport.pipeline.deployment import Deployment
 from trueport.pipeline.gates import OPENING
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.errors import ExportError, MissingError
+from trueport.runtime.errors import ExportError
 from trueport.runtime.manifest import Normalisation, Precision, Preprocessing
+from trueport.runtime.runners import DEFAULT
 from trueport.runtime.verdict import Verdict
 
+from .networks import PRECISIONS
 from .winograd import WINOGRAD, served_by_winograd
 
 CLASSES = 10
 GOLDEN, EVALUATED, CALIBRATED = 8, 64, 32
-RUNS = (("onnxruntime:cpu", 1), ("onnxruntime:cpu", 2), ("openvino:cpu", 2))
-"""Runners, and the threads of each."""
+THREADS = 2
 DEVIATIONS = ("max_abs", "rms")
-NOT_JUDGED = {"evidence", "labels"}
-"""Gates of the pictures, which are made up."""
+NOT_JUDGED = {OPENING, "evidence", "labels"}
+"""What can't be had here, and gates of the pictures, which are made up."""
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -113,10 +115,10 @@ def healthy_original(arch: str, size: tuple[int, int], args: dict[str, Any], see
 
 
 def healthy_export(
-    arch: str, size: tuple[int, int], args: dict[str, Any], seed: int, precisions: tuple[Precision, ...] = ("fp32",)
+    arch: str, size: tuple[int, int], args: dict[str, Any], seed: int, precisions: tuple[Precision, ...] = PRECISIONS
 ) -> Export:
-    """Export one, check it on every runner, and tell what was measured. Where a precision can't be had of such weights,
-    which is the exporter's to say, the others are."""
+    """Export one, check it on every runner that is here, and tell what was measured. Where a precision can't be had of
+    such weights, which is the exporter's to say, the others are."""
     begun, refused = time.perf_counter(), list[str]()
     original = healthy_original(arch, size, args, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -150,22 +152,27 @@ def _write(original: Original, folder: Path, precisions: tuple[Precision, ...], 
 
 
 def _measured(bundle: Path) -> Iterator[Measured]:
-    seen = set[tuple[str, str, str]]()
-    for runner, threads in RUNS:
-        try:
-            report = check(bundle, runners=(runner,), threads=threads)
-        except MissingError:  # no such runner here
-            continue
-        for verdict in report.verdicts:
-            once = (verdict.gate, verdict.variant, verdict.runner)
-            if verdict.gate == OPENING or verdict.gate in NOT_JUDGED or (verdict.runner != runner and once in seen):
-                continue  # what no runner has a part in is judged once
-            seen.add(once)
-            yield _ratios(verdict, threads)
-    deployed = served_by_winograd(Bundle.open(bundle))
-    if deployed is not None:
-        report = check_deployment(deployed, variants=("fp32",), runners=(WINOGRAD,))
-        yield from (_ratios(verdict, 0) for verdict in report.verdicts if verdict.runner == WINOGRAD)
+    """On every runner; on the default one with a single thread too; and as the least exact of faithful ports."""
+    healthy, references = Deployment(Bundle.open(bundle)), References()
+    report = check_deployment(healthy, runners=(ALL,), threads=THREADS, references=references)
+    yield from _judged(report.verdicts, THREADS)
+    opened = sorted({verdict.variant for verdict in _of(DEFAULT, report.verdicts)})
+    report = check_deployment(healthy, variants=opened, runners=(DEFAULT,), threads=1, references=references)
+    yield from _judged(_of(DEFAULT, report.verdicts), 1)
+    winograd = served_by_winograd(healthy.bundle)
+    if winograd is not None:
+        report = check_deployment(
+            winograd, variants=("fp32",), runners=(WINOGRAD,), threads=THREADS, references=references
+        )
+        yield from _judged(_of(WINOGRAD, report.verdicts), THREADS)
+
+
+def _of(runner: str, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    return [verdict for verdict in verdicts if verdict.runner == runner and verdict.gate != OPENING]
+
+
+def _judged(verdicts: Sequence[Verdict], threads: int) -> list[Measured]:
+    return [_ratios(verdict, threads) for verdict in verdicts if verdict.gate not in NOT_JUDGED]
 
 
 def _ratios(verdict: Verdict, threads: int) -> Measured:

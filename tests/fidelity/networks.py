@@ -29,7 +29,7 @@ SIDE, CLASSES = 20, 10
 TINTS = np.array([[1.0, 0.6, 0.3], [0.4, 1.0, 0.7], [0.7, 0.5, 1.0]])
 """Of the digits, so that channels are no copies of each other."""
 MEAN, STD = (0.21, 0.28, 0.33), (0.32, 0.35, 0.4)
-ALL: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 Rows = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -113,7 +113,7 @@ def digits_bundle(
     folder: Path,
     arch: str = "everything",
     side: int = SIDE,
-    precisions: tuple[Precision, ...] = ALL,
+    precisions: tuple[Precision, ...] = PRECISIONS,
     *,
     epochs: int = 3,
     rows: int = 600,

@@ -25,6 +25,7 @@ from trueport.runtime.errors import EXIT_GATE_FAILED, GateError, OutputError
 from trueport.runtime.manifest import MANIFEST, FileEntry
 from trueport.runtime.runner import Array
 from trueport.runtime.server import require_golden, serve
+from trueport.runtime.server.replay import SMALL, batch_sizes
 
 
 class Disturbed:
@@ -52,7 +53,7 @@ def session(bundle_path: Path) -> Iterator[Session]:
         yield session
 
 
-def test_a_faithful_runner_passes_alone_and_in_the_largest_batch(session: Session) -> None:
+def test_a_faithful_runner_passes_alone_and_in_batches_of_many_sizes(session: Session) -> None:
     sizes: list[int] = []
     run = session.runner.run
 
@@ -62,10 +63,18 @@ def test_a_faithful_runner_passes_alone_and_in_the_largest_batch(session: Sessio
 
     session.runner.run = recorded  # type: ignore[method-assign]
     assert "golden set passed" in require_golden(session)
-    assert {1, 100} <= set(sizes)
+    assert set(sizes) == {*range(1, 9), 16, 32, 64, 100}
 
 
-@pytest.mark.parametrize(("added", "batch"), [(0.1, None), (0.1, 100), (0.1, 1), (float("nan"), None)])
+@pytest.mark.parametrize("largest", [1, 2, 3, 7, 8, 9, 32, 100])
+def test_the_largest_batch_and_every_small_one_is_tried_once(largest: int) -> None:
+    sizes = batch_sizes(largest)
+    assert sizes[0] == max(sizes) == largest
+    assert len(set(sizes)) == len(sizes)
+    assert set(sizes) >= set(range(2, min(largest, SMALL) + 1))
+
+
+@pytest.mark.parametrize(("added", "batch"), [(0.1, None), (0.1, 100), (0.1, 5), (0.1, 1), (float("nan"), None)])
 def test_a_runner_that_answers_otherwise_is_not_served(session: Session, added: float, batch: int | None) -> None:
     allowed = session.variant.bounds.max_abs
     session.runner = Disturbed(session, added, batch)
@@ -75,6 +84,27 @@ def test_a_runner_that_answers_otherwise_is_not_served(session: Session, added: 
     assert f"max_abs {'not finite' if np.isnan(added) else '0.1'}, allowed {allowed:.3g}" in said
     assert "is not served: fp32 on onnxruntime:cpu" in said
     assert error.value.exit_code == EXIT_GATE_FAILED
+
+
+def test_after_the_replay_openvino_compiles_nothing_more(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openvino")
+    from trueport.runtime.runners.openvino_cpu import OpenVinoRunner
+
+    compiled: list[int | None] = []
+    compile_for = OpenVinoRunner._compiled
+
+    def counted(runner: OpenVinoRunner, rows: int | None) -> Any:
+        compiled.append(rows)
+        return compile_for(runner, rows)
+
+    monkeypatch.setattr(OpenVinoRunner, "_compiled", counted)
+    with load(bundle_path, runner="openvino:cpu", threads=1) as session:
+        require_golden(session)
+        assert {1, 32, None} <= set(compiled)
+        before = len(compiled)
+        for rows in range(1, 33):
+            session.run(np.zeros((rows, *session.manifest.preprocessing.shape), np.uint8))
+        assert len(compiled) == before
 
 
 def test_preprocessing_that_differs_is_not_served(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
