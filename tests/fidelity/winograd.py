@@ -56,13 +56,19 @@ class WinogradConv(nn.Module):
         down, across = -(-high // 4), -(-wide // 4)
         (top, left), (bottom, right) = self.padding, (4 * down - high, 4 * across - wide)
         maps = functional.pad(maps, (left, left + right, top, top + bottom))
-        tiles = maps.unfold(2, 6, 4).unfold(3, 6, 4)  # (N, C, down, across, 6, 6)
-        places = (self.before @ tiles @ self.before.T).permute(4, 5, 0, 2, 3, 1)
-        products = places.flatten(2, 4) @ self.weight  # (6, 6, N * down * across, K)
-        made = self.after @ products.permute(2, 3, 0, 1) @ self.after.T  # (N * down * across, K, 4, 4)
-        whole = made.reshape(len(maps), down, across, -1, 4, 4).permute(0, 3, 1, 4, 2, 5)
+        tiles = maps.unfold(2, 6, 4).unfold(3, 6, 4).permute(4, 5, 0, 2, 3, 1)  # (6, 6, N, down, across, C)
+        products = _on_both_sides(self.before, tiles).flatten(2, 4) @ self.weight  # (6, 6, N * down * across, K)
+        made = _on_both_sides(self.after, products)  # (4, 4, N * down * across, K)
+        whole = made.reshape(4, 4, len(maps), down, across, -1).permute(2, 5, 3, 0, 4, 1)
         answer = whole.reshape(len(maps), -1, 4 * down, 4 * across)[:, :, :high, :wide]
         return answer if self.conv.bias is None else answer + self.conv.bias.reshape(-1, 1, 1)
+
+
+def _on_both_sides(matrix: Tensor, tiles: Tensor) -> Tensor:
+    """The matrix times each tile times its transpose: (i, j), (j, j, ...) -> (i, i, ...)."""
+    for _ in range(2):
+        tiles = (matrix @ tiles.flatten(1)).unflatten(1, tiles.shape[1:]).transpose(0, 1)
+    return tiles
 
 
 def served_by_winograd(bundle: Bundle) -> Deployment | None:
