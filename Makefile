@@ -59,7 +59,7 @@ bench-ports: .venv/installed     ## tuned bundles beside their originals and bar
 	$(BIN)/python tests/bench/ports.py $(BUNDLES)
 
 bench-serve: .venv/installed     ## requests a second beside other servers, on this machine
-	$(BIN)/python tests/bench/serving.py
+	$(BIN)/python -m tests.bench.serving
 	$(BIN)/python -m tests.bench.grpc_serving
 
 bench-endurance: .venv/installed ## the server under ten times too much, for a million requests, and while models change

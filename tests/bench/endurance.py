@@ -37,7 +37,8 @@ from trueport.runtime import load
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.machine import describe_machine
 
-from .serving import OURS, START_S, images_per_s, made, trained
+from .servers import OURS, START_S, made, trained
+from .serving import images_per_s
 
 SCENARIOS = ("overload", "million", "reload")
 TIMES_TOO_MUCH = 10

@@ -27,7 +27,7 @@ from trueport.runtime.bundle import Bundle
 from trueport.runtime.server.grpc_service.messages import CLASSES
 from trueport.runtime.timing import ratio_interval
 
-from .serving import trained
+from .servers import trained
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 OURS, ECHO = "ours", "bare grpc.aio echo"

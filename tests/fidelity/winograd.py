@@ -67,7 +67,7 @@ class WinogradConv(nn.Module):
 def _on_both_sides(matrix: Tensor, tiles: Tensor) -> Tensor:
     """The matrix times each tile times its transpose: (i, j), (j, j, ...) -> (i, i, ...)."""
     for _ in range(2):
-        tiles = (matrix @ tiles.flatten(1)).unflatten(1, tiles.shape[1:]).transpose(0, 1)
+        tiles = (matrix @ tiles.flatten(1)).reshape(len(matrix), *tiles.shape[1:]).transpose(0, 1)
     return tiles
 
 
