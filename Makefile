@@ -30,8 +30,7 @@ fast: .venv/installed            ## without the tests that take longer than a fe
 
 gpu: .venv/installed             ## what only a machine with an NVIDIA GPU can show
 	$(BIN)/uv pip install --quiet nvidia-curand
-	$(BIN)/python -m pytest -m gpu -rs
-	$(BIN)/python tests/bench/gpu.py
+	$(BIN)/python -m pytest -m gpu -rs; tests=$$?; $(BIN)/python tests/bench/gpu.py && exit $$tests
 
 sweep: .venv/installed           ## every architecture, and torchvision's and timm's families: train, export, check
 	$(BIN)/python -W ignore tests/test_sweep.py

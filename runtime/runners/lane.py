@@ -218,7 +218,10 @@ class Lane:
         with collecting() as errors:
             fine = True
             if before is None or before[0] != profile:
-                fine = context.set_optimization_profile_async(profile, self._stream)
+                try:
+                    fine = context.set_optimization_profile_async(profile, self._stream)
+                except RuntimeError:  # the binding raises where its documentation says that it answers False
+                    fine = False
             for spec in self._loaded.inputs:
                 fine = fine and context.set_input_shape(spec.name, (rows, *spec.shape[1:]))
             for name, address in self._device.items():
@@ -236,7 +239,11 @@ class Lane:
         if not self._due(rows, profile) or profile in self._captured:
             return
         context = self._prepared(rows, profile)
-        self._cuda.begin_capture(self._stream)
+        try:
+            self._cuda.begin_capture(self._stream)
+        except MissingError as error:  # the batch has been answered already
+            self.not_captured[profile] = str(error)
+            return
         failed: MissingError | None = None
         try:
             self._execute(context)

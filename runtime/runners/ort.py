@@ -155,11 +155,21 @@ def session_on(
         session = created(graph, name, settings, [(provider, dict(provider_options)), CPU], BAD_GRAPH)
     session.disable_fallback()
     if session.get_providers()[0] != provider:
-        reason = complaints.getvalue().strip().splitlines()[:1] or ["no usable NVIDIA GPU, driver or library"]
-        raise MissingError(f"{runner} can't be used here: {reason[0]}; {remedy}, `trueport doctor` tells more")
+        raise MissingError(
+            f"{runner} can't be used here: {_complaint(complaints.getvalue())}; {remedy}, `trueport doctor` tells more"
+        )
     if elsewhere := nodes_elsewhere(session.get_provider_graph_assignment_info(), provider):
         raise MissingError(f"{runner} can't run these nodes of the graph: {', '.join(elsewhere)}")
     return session
+
+
+def _complaint(said: str) -> str:
+    """The error in what onnxruntime prints, among rows of stars, before it goes on without a provider."""
+    lines = [line.strip() for line in said.splitlines() if line.strip(" *") and "* EP Error *" not in line]
+    return lines[0].removeprefix("EP Error ").partition(" when using ")[0] if lines else _NOTHING_SAID
+
+
+_NOTHING_SAID = "no usable NVIDIA GPU, driver or library"
 
 
 def nodes_elsewhere(assignment: Any, provider: str) -> list[str]:

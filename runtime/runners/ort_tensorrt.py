@@ -66,16 +66,16 @@ def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerO
 def provider_options(precision: Precision, inputs: Iterable[TensorSpec]) -> dict[str, str]:
     """What the provider is told, all but where its cache lies."""
     options = {
-        "trt_engine_cache_enable": "1",
-        "trt_timing_cache_enable": "1",
-        **dict.fromkeys(_FLAGS.values(), "0"),
+        "trt_engine_cache_enable": "True",  # 1 and 0, which the CUDA provider takes, are refused here
+        "trt_timing_cache_enable": "True",
+        **dict.fromkeys(_FLAGS.values(), "False"),
         **{
             f"trt_profile_{name}_shapes": ",".join(_shape(spec, rows) for spec in inputs)
             for name, rows in zip(("min", "opt", "max"), ROWS, strict=True)
         },
     }
     if precision in _FLAGS:
-        options[_FLAGS[precision]] = "1"
+        options[_FLAGS[precision]] = "True"
     return options
 
 

@@ -231,6 +231,22 @@ def test_a_cache_that_can_not_be_written_is_told(
         ort_tensorrt.open_variant(bundle_of(b""), variant_of("fp32"), "onnxruntime:tensorrt", ONE)
 
 
+def test_the_reason_is_what_onnxruntime_says_between_its_rows_of_stars(
+    graphs: Graphs, variant_of: Variants, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda_build(monkeypatch, ort_cuda.PROVIDER)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda directory: None)
+
+    def opened(*_: Any, **__: Any) -> Session:
+        print("*************** EP Error ***************")
+        print("EP Error the driver is too old\n when using [('CUDAExecutionProvider', {})]")
+        return Session(["CPUExecutionProvider"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
+    with pytest.raises(MissingError, match=r"onnxruntime:cuda can't be used here: the driver is too old; "):
+        ort_cuda.open_variant(bundle_of(graphs("fp32")), variant_of("fp32"), "onnxruntime:cuda", ONE)
+
+
 # What TensorRT's provider is told
 
 
@@ -240,7 +256,7 @@ def test_a_cache_that_can_not_be_written_is_told(
 def test_the_precision_is_the_variant_s_and_no_other(precision: Precision, flag: str) -> None:
     options = provider_options(precision, [IMAGE])
     assert [
-        name for name, value in options.items() if name.endswith(("16_enable", "int8_enable")) and value == "1"
+        name for name, value in options.items() if name.endswith(("16_enable", "int8_enable")) and value == "True"
     ] == [flag]
 
 
@@ -257,7 +273,7 @@ def test_every_part_of_the_key_counts() -> None:
     keys = {
         cache_key("ab", options, versions, [GPU]),
         cache_key("cd", options, versions, [GPU]),
-        cache_key("ab", {**options, "trt_fp16_enable": "1"}, versions, [GPU]),
+        cache_key("ab", {**options, "trt_fp16_enable": "True"}, versions, [GPU]),
         cache_key("ab", options, {**versions, "tensorrt": "101400"}, [GPU]),
         cache_key("ab", options, versions, [other_gpu]),
     }
