@@ -156,8 +156,10 @@ class FakeContext:
         self.scratch = address, size
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        if profile >= len(self.engine.profiles):
+            raise RuntimeError("Error in set optimization profile async.")  # as the binding does
         self.profile, self.rows = profile, 0
-        return bool(profile < len(self.engine.profiles))
+        return True
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         low, _, high = self.engine.profiles[self.profile]
