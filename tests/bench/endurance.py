@@ -37,7 +37,8 @@ from trueport.runtime import load
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.machine import describe_machine
 
-from .servers import OURS, START_S, made, trained
+from .closed_loop import in_a_process
+from .servers import OURS, PATHS, START_S, made, trained
 from .serving import images_per_s
 
 SCENARIOS = ("overload", "million", "reload")
@@ -117,7 +118,7 @@ def million(bundle: Path, requests: int) -> None:
         for goal in (10_000, *(requests * tenth // 10 for tenth in range(1, 11))):
             begun_s, before = time.monotonic(), sent
             while sent < goal:
-                sent += int(closed(port, bundle, 2.0)["requests"])
+                sent += int(in_a_process(port, PATHS[OURS], bundle, 64, 2.0)["requests"])
             now = resident_mib(process)
             first = first or now
             rate = (sent - before) / (time.monotonic() - begun_s)
@@ -130,7 +131,7 @@ def reload(bundle: Path, seconds: float) -> None:
     with serving(bundle, "--model-control") as (process, port):
         before_mib, loads, end_s = resident_mib(process), 0, time.monotonic() + seconds
         told: list[dict[str, float]] = []
-        loading = threading.Thread(target=lambda: told.append(closed(port, bundle, seconds, connections=16)))
+        loading = threading.Thread(target=lambda: told.append(in_a_process(port, PATHS[OURS], bundle, 16, seconds)))
         loading.start()
         while time.monotonic() < end_s:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
@@ -203,13 +204,6 @@ def sampled(process: int, told: list[float], seconds: float) -> threading.Thread
 
 
 # Load.
-
-
-def closed(port: int, bundle: Path, seconds: float, connections: int = 64) -> dict[str, float]:
-    """A closed loop in a process of its own; it raises for any answer but a 200."""
-    load = ["--load", str(port), OURS, str(connections), "--bundle", str(bundle), "--seconds", str(seconds)]
-    command: list[str | Path] = [sys.executable, Path(__file__).with_name("serving.py"), *load]
-    return cast("dict[str, float]", json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
 @dataclass

@@ -12,14 +12,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import math
 import os
 import re
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -178,12 +176,9 @@ def middle(measured: list[Load], key: str) -> float:
 
 def loaded(process: int, port: int, bundle: Path, name: str, connections: int, seconds: float) -> Load:
     """One server under load from another process."""
-    command = [sys.executable, closed_loop.__file__, str(port), PATHS[name], str(bundle)]
-    options = ["--connections", str(connections), "--seconds", str(seconds)]
     before = cpu_seconds(process)
-    done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    told = closed_loop.in_a_process(port, PATHS[name], bundle, connections, seconds)
     used = cpu_seconds(process) - before
-    told = json.loads(done.stdout)
     return Load(told["per_s"], told["median_ms"], told["p99_ms"], 1e6 * used / told["requests"])
 
 
