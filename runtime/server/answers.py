@@ -2,7 +2,7 @@
 
 ProtocolError                                 its own status: 400, 408, 413, 414, 417, 431 or 505
 InvalidRequestError, UsageError, ImageError   400
-GateError, BundleError, MissingError          400, of a model that was to be loaded
+GateError, BundleError, MissingError          400, of a model that was to be loaded; what a run lacks is no such error
 UnauthorizedError                             401 with WWW-Authenticate
 UnknownError (no such model, version or path) 404
 MethodError                                   405 with Allow

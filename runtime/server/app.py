@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 DEFAULT_LIMITS = ServerLimits()
+LOOK_S = 1.0
+"""Between two looks at the models."""
 
 
 class App:
@@ -49,12 +52,21 @@ class App:
             models.add(session, gate(session) if gate else "")
         self._router = Router(models, access or Access())
         self._tracing = tracing()
+        self._lookout = _Lookout(models)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3: scopes `http` and `lifespan`."""
         if scope["type"] != "http":
             await self._lifespan(scope, receive, send)
             return
+        with self._lookout.during_a_request():
+            await self._http(scope, receive, send)
+
+    def close(self) -> None:
+        """Stop being ready and let the threads go."""
+        self._router.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         query = scope.get("query_string", b"")
         seen = None if self._tracing is None else Seen(scope["method"], scope["path"], query, headers)
@@ -71,10 +83,6 @@ class App:
         await send({"type": "http.response.body", "body": answer.body})
         if self._tracing is not None and seen is not None:
             self._tracing.join(seen.end(request_id, answer))
-
-    def close(self) -> None:
-        """Stop being ready and let the threads go."""
-        self._router.close()
 
     async def _answer(
         self, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, seen: Seen | None
@@ -117,8 +125,43 @@ class App:
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 self.close()
+                self._lookout.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+
+class _Lookout:
+    """Looks after the models, in the loop of the requests: as long as there are any, or a run does not end."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+        self._requests = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def during_a_request(self) -> Iterator[None]:
+        """From its begin to its end."""
+        self._requests += 1
+        try:
+            loop = asyncio.get_running_loop()
+            if self._timer is None or self._loop is not loop:  # the timer of a loop that has ended never comes
+                self._loop = loop
+                self._look(loop)
+            yield
+        finally:
+            self._requests -= 1
+
+    def stop(self) -> None:
+        """The application has come to its end; called in its loop."""
+        if self._timer is not None and self._loop is asyncio.get_running_loop():
+            self._timer.cancel()
+        self._timer = None
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self._models.look_after() or self._requests:
+            self._timer = loop.call_later(LOOK_S, self._look, loop)
 
 
 class _DisconnectedError(Exception):

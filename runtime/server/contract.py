@@ -59,6 +59,8 @@ class ServerLimits:
     """Of the JSON in it: parsing holds up every other request, which binary tensors don't."""
     max_waiting_pictures: int = 256
     """Encoded pictures that are being decoded or wait for it; more are refused."""
+    max_waiting_picture_bytes: int = 512 * 2**20
+    """Of these together."""
     max_request_line_bytes: int = 8 * 2**10
     max_head_bytes: int = 32 * 2**10
     """Of request line and header fields together."""

@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
-from ..errors import ClosedError, ImageError, OverloadedError
+from ..errors import ClosedError, DeadlineError, ImageError, OverloadedError
 from ..machine import available_cores
-from .contract import Rows
+from .contract import Rows, ServerLimits
 
 FIRST_GUESS_S = 0.01
 
 
 class Decoder:
-    """A bounded number of pictures in a few threads. Used from one event loop."""
+    """A bounded number of pictures, of bounded bytes together, in a few threads. Used from one event loop."""
 
-    def __init__(self, max_waiting: int, threads: int | None = None) -> None:
-        self._max_waiting = max_waiting
+    def __init__(self, limits: ServerLimits, threads: int | None = None) -> None:
+        self._limits = limits
         self.threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="trueport-decode")
         self._waiting = 0
+        self._waiting_bytes = 0
         self._picture_s = FIRST_GUESS_S
 
-    async def rows(self, prepare: Callable[[bytes], Rows], pictures: Sequence[bytes]) -> Rows:
+    async def rows(
+        self, prepare: Callable[[bytes], Rows], pictures: Sequence[bytes], timeout_s: float | None = None
+    ) -> Rows:
         """(N, H, W, C) from N encoded pictures.
 
-        Raises ImageError for the first that can't be decoded, OverloadedError where too many wait already, ClosedError.
+        timeout_s: from now; what has not had its turn by then is not decoded.
+        Raises ImageError for the first that can't be decoded, OverloadedError where too much waits already, or for so
+        long that the timeout can't be met, DeadlineError where it passed, ClosedError.
         """
-        if self._waiting and self._waiting + len(pictures) > self._max_waiting:
-            wait_s = self._waiting * self._picture_s / self.threads
-            raise OverloadedError(f"{self._waiting} pictures wait to be decoded, try again in {wait_s:.1f} s", wait_s)
-        decoding = [self._decoding(prepare, picture) for picture in pictures]
+        self._refuse_overload(pictures, timeout_s)
+        deadline_s = math.inf if timeout_s is None else time.perf_counter() + timeout_s
+        decoding = [self._decoding(prepare, picture, deadline_s) for picture in pictures]
         results = await asyncio.gather(*decoding, return_exceptions=True)
         return np.stack([_decoded(result, index, len(pictures)) for index, result in enumerate(results)])
 
@@ -42,24 +48,46 @@ class Decoder:
         """Let the threads go; pictures that wait are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _decoding(self, prepare: Callable[[bytes], Rows], picture: bytes) -> asyncio.Future[Rows]:
+    def _refuse_overload(self, pictures: Sequence[bytes], timeout_s: float | None) -> None:
+        if not self._waiting:
+            return  # whatever was measured before: who comes alone is decoded, and measured anew
+        wait_s = self._waiting * self._picture_s / self.threads
+        count, size = self._waiting + len(pictures), self._waiting_bytes + sum(map(len, pictures))
+        if count > self._limits.max_waiting_pictures or size > self._limits.max_waiting_picture_bytes:
+            raise OverloadedError(
+                f"{self._waiting} pictures of {self._waiting_bytes / 2**20:.1f} MiB wait to be decoded, try again in "
+                f"{wait_s:.1f} s",
+                wait_s,
+            )
+        if timeout_s is not None and wait_s > timeout_s:
+            raise OverloadedError(
+                f"the deadline is {timeout_s * 1e3:.4g} ms away and decoding is expected to begin in "
+                f"{wait_s * 1e3:.4g} ms: allow more time, or try again later",
+                wait_s - timeout_s,
+            )
+
+    def _decoding(self, prepare: Callable[[bytes], Rows], picture: bytes, deadline_s: float) -> asyncio.Future[Rows]:
         try:
-            future = asyncio.wrap_future(self._pool.submit(self._decode, prepare, picture))
+            future = asyncio.wrap_future(self._pool.submit(self._decode, prepare, picture, deadline_s))
         except RuntimeError as error:  # the pool's word for being shut down
             raise _closed() from error
         self._waiting += 1
-        future.add_done_callback(self._one_less)
+        self._waiting_bytes += len(picture)
+        future.add_done_callback(partial(self._one_less, len(picture)))
         return future
 
-    def _decode(self, prepare: Callable[[bytes], Rows], picture: bytes) -> Rows:
+    def _decode(self, prepare: Callable[[bytes], Rows], picture: bytes, deadline_s: float) -> Rows:
         begun_s = time.perf_counter()
+        if begun_s >= deadline_s:
+            raise DeadlineError("the timeout passed before the picture was decoded: send less, or allow more time")
         try:
             return prepare(picture)
         finally:
             self._picture_s += 0.2 * (time.perf_counter() - begun_s - self._picture_s)
 
-    def _one_less(self, _: asyncio.Future[Rows]) -> None:
+    def _one_less(self, size: int, _: asyncio.Future[Rows]) -> None:
         self._waiting -= 1
+        self._waiting_bytes -= size
 
 
 def _decoded(result: Rows | BaseException, index: int, of: int) -> Rows:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from ..errors import DeadlineError, ImageError, InvalidRequestError, StuckError
+from ..errors import DeadlineError, ImageError, InvalidRequestError, MissingError, RequestError, StuckError
 from .answers import Answer, UnsupportedError, answer_from_error, answer_from_json
 from .contract import Cancel, Request, Respond, Rows, ServerLimits
 from .decoding import Decoder
@@ -18,6 +19,7 @@ from .outputs import AnswerWriter, Outputs
 from .protocol import InferRequest, RequestReader, shown
 from .signature import signature_from_manifest
 from .statistics import Figures, Tally
+from .threads import in_own_thread
 from .timed import Timed, Wanted, wanted
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from ..session import Session
 
 DEFAULT_TOP = 5
+CLOSING_S = 5.0
+"""What a runner may take to be freed, beyond the requests that it has to answer."""
 
 
 class ModelEndpoint:
@@ -129,15 +133,27 @@ class ModelEndpoint:
         self._batcher.withdraw(waiting)
         self.tally.failed(asyncio.CancelledError(), time.monotonic() - begun_s)
 
-    def look_after(self) -> None:
-        """Called now and then: a run that does not end is given up, with all that waits for it."""
-        self._stuck = self._batcher.give_up(self._limits.run_s)
+    def look_after(self) -> bool:
+        """Called now and then: a run that does not end is given up, with all that waits for it.
 
-    async def retire(self) -> None:
-        """Answer what was begun, then close the session. Nothing new may be asked of it any more."""
-        while self._unfinished:
-            await asyncio.wait(self._unfinished)
-        await asyncio.to_thread(self.session.close, self._limits.drain_s)
+        Whether there is one.
+        """
+        self._stuck = self._batcher.give_up(self._limits.run_s)
+        return self._stuck
+
+    async def retire(self, within_s: float | None = None) -> None:
+        """Answer what was begun, then close the session. Nothing new may be asked of it any more.
+
+        within_s: how long what was begun is waited for; None: pictures until they are decoded, and the queue for as
+        long as a stopping server waits. A session that is not closed soon after, since a run of it does not end, is
+        left to itself.
+        """
+        end_s = None if within_s is None else time.monotonic() + within_s
+        while self._unfinished and (end_s is None or time.monotonic() < end_s):
+            await asyncio.wait(self._unfinished, timeout=None if end_s is None else end_s - time.monotonic())
+        left_s = self._limits.drain_s if end_s is None else max(0.0, end_s - time.monotonic())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(in_own_thread(partial(self.session.close, left_s)), left_s + CLOSING_S)
 
     def _run_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._soon:
@@ -196,7 +212,7 @@ class ModelEndpoint:
         begun_s = time.monotonic()
         rows = asked.rows
         if rows is None:
-            rows = await self._decoder.rows(self.session.prepare, asked.pictures)
+            rows = await self._decoder.rows(self.session.prepare, asked.pictures, asked.timeout_s)
         decode_s = time.monotonic() - begun_s
         outputs, waiting = await self._queued(rows, _remaining(asked.timeout_s, decode_s), asked.priority)
         return outputs, Timed(waiting, decode_s)
@@ -208,6 +224,8 @@ class ModelEndpoint:
         self._run_soon(loop)
         try:
             return await future, waiting
+        except MissingError as error:
+            raise _of_the_run(error) from error
         except (asyncio.CancelledError, GeneratorExit):
             self._batcher.withdraw(waiting)
             raise
@@ -251,7 +269,8 @@ class _Delivery:
 
     def set_exception(self, exception: BaseException, /) -> None:
         self._end()
-        self._endpoint.fail(exception, self._begun_s, self._respond)
+        error = _of_the_run(exception) if isinstance(exception, MissingError) else exception
+        self._endpoint.fail(error, self._begun_s, self._respond)
 
     def cancel(self) -> None:
         if not self._done and (waiting := self._end()) is not None:
@@ -262,6 +281,13 @@ class _Delivery:
         self._done = True
         waiting, self.waiting = self.waiting, None
         return waiting
+
+
+def _of_the_run(error: MissingError) -> RequestError:
+    """What a run lacks is a failure of the server. Why a model can't be loaded is told to the client that wants it."""
+    failure = RequestError(f"the run failed: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _remaining(deadline_s: float | None, spent_s: float) -> float | None:

@@ -29,7 +29,7 @@ class Models:
         self.limits = limits
         self.generation = 0
         """Counts the changes, so that whoever derives something from the models knows when to do so again."""
-        self.decoder = Decoder(limits.max_waiting_pictures, decode_threads)
+        self.decoder = Decoder(limits, decode_threads)
         self.shared: SharedFigures | None = None
         """Where several processes serve one port."""
         self._by_name: dict[str, dict[str, ModelEndpoint]] = {}
@@ -96,12 +96,12 @@ class Models:
         gathered = self.shared.gathered(self)
         return [gathered[endpoint.signature.name, endpoint.signature.version] for endpoint in asked]
 
-    def look_after(self) -> None:
-        """Called now and then."""
-        for endpoint in self:
-            endpoint.look_after()
+    def look_after(self) -> bool:
+        """Called now and then; whether a run of any of them does not end."""
+        stuck = [endpoint.look_after() for endpoint in self]
         if self.shared is not None:
             self.shared.write(self)
+        return any(stuck)
 
     def close(self) -> None:
         """Let the threads go."""

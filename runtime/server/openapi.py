@@ -103,8 +103,8 @@ def _server_paths(models: Models) -> Schema:
         ),
         "/metrics": _get("metrics", f"{figures}, for Prometheus", _content("text/plain", {"type": "string"})),
         "/v2": _get("server", "Name, version and extensions", _json(reference("ServerMetadata"))),
-        "/v2/health/live": _get("live", "Whether the server answers", EMPTY),
-        "/v2/health/ready": _get("ready", "Whether every model is ready", EMPTY, 400),
+        "/v2/health/live": _get("live", "Whether the server answers", _json(reference("Live"))),
+        "/v2/health/ready": _get("ready", "Whether every model is ready", _json(reference("Ready")), 400),
         "/v2/models/stats": _get("statistics", f"{figures}, of every model", _json(reference("Statistics"))),
     }
     if len(models) == 1:
@@ -158,7 +158,7 @@ def _model_paths(base: str, word: str, tag: str, endpoints: Iterable[ModelEndpoi
     return {
         base: get("metadata", "Inputs, outputs and versions", _json(reference("ModelMetadata"))),
         f"{base}/config": get("config", "Batches, priorities and task", _json(reference("ModelConfig"))),
-        f"{base}/ready": get("ready", "Whether it is ready", EMPTY, 400),
+        f"{base}/ready": get("ready", "Whether it is ready", _json(reference("ModelReady")), 400),
         f"{base}/stats": get("stats", "What was asked of it so far", _json(reference("Statistics"))),
         f"{base}/classify": _classify(f"{word}.classify", tag, endpoints[-1]),
         f"{base}/infer": _infer(f"{word}.infer", tag, endpoints),

@@ -24,6 +24,25 @@ class Error(msgspec.Struct, forbid_unknown_fields=True):
     error: str
 
 
+class Live(msgspec.Struct, forbid_unknown_fields=True):
+    """The server answers."""
+
+    live: bool
+
+
+class Ready(msgspec.Struct, forbid_unknown_fields=True):
+    """Every model answers."""
+
+    ready: bool
+
+
+class ModelReady(msgspec.Struct, forbid_unknown_fields=True):
+    """This model answers."""
+
+    name: str
+    ready: bool
+
+
 class ServerMetadata(msgspec.Struct, forbid_unknown_fields=True):
     """Of the server."""
 
@@ -146,8 +165,9 @@ class Classification(msgspec.Struct, forbid_unknown_fields=True):
 
 def common_schemas() -> dict[str, Schema]:
     """Those of every server, by name."""
+    health = (Live, Ready, ModelReady)
     kinds = (Error, ServerMetadata, ModelMetadata, ModelConfig, Statistics, IndexRequest, IndexEntry, Status)
-    _, schemas = msgspec.json.schema_components((*kinds, Classification), ref_template=REFERENCE)
+    _, schemas = msgspec.json.schema_components((*health, *kinds, Classification), ref_template=REFERENCE)
     return schemas
 
 

@@ -22,6 +22,9 @@ LONGEST_SHOWN = 80
 LONGEST_KNOWN = 1024
 MOST_KNOWN = 256
 MICROSECOND_S = 1e-6
+LINE_BYTES = 32
+"""Of JSON that is indented by four: a number or a bracket, and the blanks before it."""
+SPARE_BYTES = 4096
 
 T = TypeVar("T")
 NotNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -257,8 +260,14 @@ def _check_pictures(tensor: _Input, size: int | None) -> None:
 
 
 def _pixels_from_json(tensor: _Input) -> Rows:
-    text = bytes(tensor.data)
     complaint = f"data of input {tensor.name} has to be whole numbers from 0 to 255, flat or nested as its shape"
+    longest = _longest_data(tensor.shape)
+    if len(tensor.data) > longest:
+        raise InvalidRequestError(
+            f"data of input {tensor.name} has {len(tensor.data)} bytes of JSON, its shape {tensor.shape} needs at most "
+            f"{longest}: leave the blanks out, or send a binary tensor"
+        )
+    text = bytes(tensor.data)
     if not text[:1024].translate(None, b" \t\r\n").startswith(b"[["):
         pixels = np.frombuffer(bytes(_parsed(_flat_decoder, text, complaint)), np.uint8)
         if pixels.size != math.prod(tensor.shape):
@@ -271,6 +280,14 @@ def _pixels_from_json(tensor: _Input) -> Rows:
     if pixels.shape != tuple(tensor.shape):
         raise InvalidRequestError(f"data of input {tensor.name} is nested as {list(pixels.shape)}, not {tensor.shape}")
     return pixels
+
+
+def _longest_data(shape: Sequence[int]) -> int:
+    """Bytes that the JSON of such a tensor's pixels may have: nested, each number and bracket in a line of its own."""
+    rows, height, width, channels = shape
+    pixels = rows * height * width
+    lists = 1 + rows + rows * height + pixels
+    return LINE_BYTES * (pixels * channels + 2 * lists) + SPARE_BYTES
 
 
 def pictures_from_elements(head: Head, data: memoryview) -> list[bytes]:

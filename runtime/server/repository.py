@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle import read_manifest
-from ..errors import TrueportError, UsageError, unknown_name
+from ..errors import ClosedError, TrueportError, UsageError, unknown_name
 from .answers import UnavailableError, UnknownError
 from .endpoint import ModelEndpoint
 from .models import LONGEST_NAME, Models
+from .threads import in_own_thread
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -34,7 +37,9 @@ class Source:
     gate: Callable[[Session], str]
     """What a session has to pass before it is served, told in a sentence; called in a thread."""
     folder: Path | None = None
-    """Bundles beside those that are served from the start: each folder in it that holds a manifest."""
+    """Bundles beside those that are served from the start: each folder in it that holds a manifest. Those whose names
+    begin with a dot are not looked at: an export that was broken off leaves such.
+    """
     control: bool = False
     """Whether clients may load and unload."""
 
@@ -53,6 +58,7 @@ class Repository:
         self._one = asyncio.Lock()
         """Models are opened one after the other: each takes memory and cores."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     @property
     def control(self) -> bool:
@@ -96,13 +102,20 @@ class Repository:
             except Exception:
                 logger.exception("%s stays as it is", name)
 
-    async def close(self) -> None:
-        """Wait for models that are being loaded or retired, then retire those that are served."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        for name in list(self._models.names):
-            for endpoint in self._models.exchange(name, ()):
-                await endpoint.retire()
+    async def close(self, within_s: float) -> None:
+        """Wait for models that are being loaded or retired, then retire those that are served, all together.
+
+        within_s: for both. A load that takes longer is left to itself: nobody is there to ask its model.
+        """
+        self._stopping = True
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + within_s
+        while self._tasks and loop.time() < end_s:
+            await asyncio.wait(self._tasks, timeout=end_s - loop.time())
+        while len(self._models):  # a load may come to its end meanwhile
+            served = [endpoint for name in list(self._models.names) for endpoint in self._models.exchange(name, ())]
+            left_s = max(0.0, end_s - loop.time())
+            await asyncio.gather(*(endpoint.retire(left_s) for endpoint in served))
 
     def _require_control(self) -> None:
         if not self.control:
@@ -127,7 +140,7 @@ class Repository:
                 raise UnknownError(str(unknown_name("model", name[:LONGEST_NAME], {*self._models.names, *found})))
             self._loading.add(name)
             try:
-                endpoints = await asyncio.to_thread(self._opened, source, found[name])
+                endpoints = await in_own_thread(partial(self._opened, source, found[name]))
             except TrueportError as error:
                 self._failed[name] = str(error)
                 raise
@@ -150,11 +163,12 @@ class Repository:
             self._keep(asyncio.get_running_loop().create_task(endpoint.retire()))
 
     def _opened(self, source: Source, paths: Sequence[Path]) -> list[ModelEndpoint]:
-        """What has passed; no session is left open where one fails."""
+        """What has passed; no session is left open where one fails, or the server stops."""
         endpoints: dict[str, ModelEndpoint] = {}
         sessions: list[Session] = []
         try:
             for path in paths:
+                self._refuse_at_the_end()
                 sessions.append(source.open(path))
                 endpoint = self._models.endpoint(sessions[-1], source.gate(sessions[-1]))
                 version = endpoint.signature.version
@@ -162,21 +176,30 @@ class Repository:
                     first = endpoints[version].session.bundle.path
                     raise UsageError(f"{first} and {path} are the same version {version} of it: take one of them away")
                 endpoints[version] = endpoint
+            self._refuse_at_the_end()
         except BaseException:
             for session in sessions:
                 session.close()
             raise
         return list(endpoints.values())
 
+    def _refuse_at_the_end(self) -> None:
+        if self._stopping:
+            raise ClosedError("the server is stopping and loads no more models: ask another one")
+
     def _found(self) -> dict[str, list[Path]]:
-        """Folders of bundles by the name of their model."""
+        """Folders of bundles by the name of their model; one that is given in several ways, in the first of them."""
         if self._source is None:
             return {}
-        paths = set(self._paths)
+        paths = sorted(self._paths)
         if self._source.folder is not None:
-            paths.update(path for path in self._source.folder.iterdir() if path.is_dir())
+            paths += sorted(path for path in self._source.folder.iterdir() if _may_be_bundle(path))
+        # as they were given: where a link leads may change
+        places: dict[str, Path] = {}
+        for path in paths:
+            places.setdefault(os.path.realpath(path), path)
         found: dict[str, list[Path]] = {}
-        for path in sorted(paths):
+        for path in sorted(places.values()):
             try:
                 found.setdefault(read_manifest(path).name, []).append(path)
             except TrueportError as error:
@@ -189,6 +212,10 @@ class Repository:
         state = "READY" if endpoint.ready else "UNAVAILABLE"
         reason = self._failed.get(name, "") if endpoint.ready else "a run of it does not come to its end"
         return {"name": name, "version": endpoint.signature.version, "state": state, "reason": reason}
+
+
+def _may_be_bundle(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _changed(endpoints: Sequence[ModelEndpoint]) -> bool:

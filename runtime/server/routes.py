@@ -26,7 +26,6 @@ from .answers import (
     answer_from_bytes,
     answer_from_error,
     answer_from_json,
-    empty_answer,
 )
 from .contract import Cancel, Handler, Request, Respond
 from .control import Control
@@ -97,7 +96,7 @@ class Router:
         self._made = self.models.generation
         self._gets, self._posts = {}, {}
         self._get("/v2", _always(answer_from_json(server_metadata(self.repository.control))))
-        self._get("/v2/health/live", _always(empty_answer()))
+        self._get("/v2/health/live", _always(answer_from_json({"live": True})))
         self._get("/v2/health/ready", self._server_ready)
         self._get("/v2/models/stats", lambda: _statistics(self.models.figures()))
         self._get("/metrics", self._metrics)
@@ -146,7 +145,7 @@ class Router:
         # the protocol's "no" is a 4xx, as of a model that is not ready
         if not self.is_ready():
             return answer_from_json({"error": "not every model is ready"}, 400)
-        return empty_answer()
+        return answer_from_json({"ready": True})
 
     def _refusal(self, method: str, path: str) -> TrueportError:
         """Why there is nothing at this method and path."""
@@ -158,7 +157,8 @@ class Router:
         if parts[:3] == ["", "v2", "models"] and len(parts) > 3 and (text := self._unknown_model(parts)):
             return InvalidRequestError(text) if parts[-1] == "ready" else UnknownError(text)
         if path == "/classify":
-            return UnknownError("several models are served: POST /v2/models/NAME/classify")
+            many = "several models are served: POST /v2/models/NAME/classify"
+            return UnknownError(many if len(self.models) else "no model is loaded: there is none to classify with")
         return UnknownError(f"there is nothing at {path[:LONGEST_NAME]!r}: GET /v2 and POST /v2/models/NAME/infer are")
 
     def _unknown_model(self, parts: list[str]) -> str | None:
@@ -189,4 +189,4 @@ def _statistics(figures: Iterable[Figures]) -> Answer:
 def _model_ready(endpoint: ModelEndpoint) -> Answer:
     if not endpoint.ready:
         return answer_from_json({"error": f"{endpoint.signature.name} does not answer at present"}, 400)
-    return empty_answer()
+    return answer_from_json({"name": endpoint.signature.name, "ready": True})

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -135,12 +136,13 @@ class _Server:
         else:
             reload = self._member.joined(names, stopping.stop, stopping.reload, reload)
         await stopping.wait(reload)
+        end_s = loop.time() + self._limits.drain_s
         server.close()
         if grpc:
             await asyncio.gather(connections.drain(self._limits.drain_s), grpc.stop(self._limits.drain_s))
         else:
             await connections.drain(self._limits.drain_s)
-        await router.repository.close()
+        await router.repository.close(max(0.0, end_s - loop.time()))
         if router.models.shared is not None:
             router.models.shared.write(router.models)
 
@@ -219,9 +221,10 @@ def _closed_at_the_end(sessions: Sequence[Session], limits: ServerLimits) -> Ite
     try:
         yield
     finally:
+        end_s = time.monotonic() + limits.drain_s
         for session in sessions:
             if not session.closed:
-                session.close(limits.drain_s)
+                session.close(max(0.0, end_s - time.monotonic()))
 
 
 @contextmanager

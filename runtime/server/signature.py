@@ -17,6 +17,8 @@ from ..manifest import DType, Manifest, TensorSpec
 PRIORITY_LEVELS = 200
 DEFAULT_PRIORITY_LEVEL = 100
 """What the protocol's priority 0 stands for; 1 is the highest level."""
+ALL_MODELS = "stats"
+"""Stands in the place of a model's name where all are asked for."""
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics")
 
@@ -58,11 +60,16 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 def signature_from_manifest(manifest: Manifest, max_rows: int) -> Signature:
-    """Raises UsageError for a model that does not take exactly one uint8 (N, H, W, C), or has no name for a URL."""
+    """Raises UsageError for a model that does not take exactly one uint8 (N, H, W, C), or has no name of its own."""
     height, width, channels = _row_shape(manifest)
     for word in (manifest.name, manifest.version):
         if not word or "/" in word:
             raise UsageError(f"can't serve under the name or version {word!r}: expected a word without a slash")
+    if manifest.name == ALL_MODELS:
+        raise UsageError(
+            f"can't serve under the name {ALL_MODELS!r}: GET /v2/models/{ALL_MODELS} tells of all models; export it "
+            "under another name"
+        )
     names = [spec.name for spec in manifest.outputs]
     return Signature(
         name=manifest.name,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..batcher import BatcherStats
-from ..errors import ClosedError, DeadlineError, OutputError, OverloadedError, RequestError, UsageError
+from ..errors import ClosedError, DeadlineError, OutputError, OverloadedError, RequestError, StuckError, UsageError
 
 BOUNDS_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the histogram's buckets; what is slower is in the last, without one."""
@@ -107,9 +107,11 @@ def _reason(error: BaseException) -> str:
             return "REJECTED"
         case asyncio.CancelledError():
             return "CANCELED"
-        case OutputError():
+        case OutputError() | StuckError():
             return "BACKEND"
-        case RequestError() | UsageError():
+        case RequestError() if type(error) is not RequestError:  # without a kind it is a run's own, see `storable`
+            return "OTHER"
+        case UsageError():
             return "OTHER"
     return "BACKEND"
 

@@ -226,6 +226,14 @@ def test_the_image_has_what_it_copies_and_no_rights() -> None:
     assert [shlex.split(each)[0] for each in run] == ["python", "/opt/trueport/bin/pip"]
 
 
+def test_what_is_mounted_is_not_what_an_export_exchanges() -> None:
+    """A mount of the bundle's own folder would go on showing the old one."""
+    ((source, target),) = re.findall(r'-v "\$PWD/([^":]+):([^":]+):ro"', DOCKERFILE)
+    (bundle,) = json.loads(instruction("CMD"))
+    assert Path(bundle).parent == Path(target)
+    assert Path(source, Path(bundle).name) == Path("runs/demo/bundle")
+
+
 @pytest.mark.parametrize("closed", [False, True])
 def test_the_image_s_health_check_asks_the_server(
     running: Any, session_of: Callable[..., Session], closed: bool
@@ -313,7 +321,8 @@ def test_limits_are_the_defaults() -> None:
     body, text = limits.max_body_bytes >> 20, limits.max_json_bytes >> 20
     assert rows["body of a request"] == f"{body} MiB, of it JSON {text} MiB"
     assert rows["bodies that arrive at once"] == f"{limits.max_held_bytes >> 30} GiB"
-    assert rows["encoded pictures that wait for decoding"] == str(limits.max_waiting_pictures)
+    pictures, size = limits.max_waiting_pictures, limits.max_waiting_picture_bytes >> 20
+    assert rows["encoded pictures that wait for decoding"] == f"{pictures}, of {size} MiB together"
     assert rows["header"] == f"{limits.max_head_bytes >> 10} KiB, {limits.max_fields} fields"
     assert rows["connections"] == str(limits.max_connections)
     times = f"{limits.head_s:g} s, {limits.body_s:g} s, {limits.idle_s:g} s"

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +21,25 @@ from PIL import Image
 
 from tests.runtime.fake_manifest import LABELS, ROW_BYTES, SHAPE, fake_manifest
 from trueport.runtime import Prediction, Score, Session, preprocessing
-from trueport.runtime.batcher import BatcherStats
+from trueport.runtime.batcher import Batcher, BatcherStats
 from trueport.runtime.errors import (
     ClosedError,
     DeadlineError,
+    ImageError,
     InvalidRequestError,
+    MissingError,
     OutputError,
     OverloadedError,
+    RequestError,
+    StuckError,
     UsageError,
 )
 from trueport.runtime.manifest import Manifest
 from trueport.runtime.server import Access, App, ServerLimits, token_from_file
+from trueport.runtime.server.answers import UnknownError, UnsupportedError
+from trueport.runtime.server.decoding import Decoder
+from trueport.runtime.server.models import Models
+from trueport.runtime.server.routes import Router
 from trueport.runtime.server.statistics import REASONS, Tally
 
 CLASSES = len(LABELS)
@@ -227,15 +236,18 @@ def app(session: FakeSession) -> Iterator[App]:
     app.close()
 
 
-def test_health_is_200_with_an_empty_body(app: App) -> None:
-    for path in (
-        "/v2/health/live",
-        "/v2/health/ready",
-        "/v2/models/digits/ready",
-        "/v2/models/digits/versions/1/ready",
+def test_health_is_200_and_says_what_it_means(app: App) -> None:
+    """KServe's client reads the body, others look at the status."""
+    ready = {"name": "digits", "ready": True}
+    for path, told in (
+        ("/v2/health/live", {"live": True}),
+        ("/v2/health/ready", {"ready": True}),
+        ("/v2/models/digits/ready", ready),
+        ("/v2/models/digits/versions/1/ready", ready),
     ):
         response = call(app, "GET", path)
-        assert (response.status, response.body) == (200, b""), path
+        assert (response.status, response.headers["content-type"]) == (200, "application/json"), path
+        assert response.json == told, path
     assert call(app, "HEAD", "/v2/health/live").status == 200
 
 
@@ -414,8 +426,10 @@ def test_classify_refuses(
         (UsageError("no"), 400),
         (OverloadedError("full", 2.2), 503),
         (ClosedError("closed"), 503),
+        (StuckError("stuck"), 503),
         (DeadlineError("late"), 504),
         (OutputError("NaN"), 500),
+        (RequestError("the run was ended by SystemExit: secret"), 500),
         (RuntimeError("secret: /etc/shadow"), 500),
     ],
 )
@@ -426,9 +440,41 @@ def test_every_error_has_its_status(app: App, session: FakeSession, failure: Exc
     assert response.status == status
     assert response.error == (
         str(failure)
-        if not isinstance(failure, RuntimeError)
+        if "secret" not in str(failure)
         else "the server failed to answer this request, the reason is in its log"
     )
+
+
+def test_what_a_run_lacks_is_no_fault_of_the_request(app: App, session: FakeSession) -> None:
+    session.batcher.failure = MissingError("CUDA refuses to run this")
+    for path, (body, headers) in ((INFER, binary_request(pixels(1))), ("/classify", (picture(pixels(1)), {}))):
+        response = call(app, "POST", path, body, headers)
+        assert (response.status, "its log" in response.error) == (500, True), path
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OverloadedError("full", 1.0), "REJECTED"),
+        (DeadlineError("late"), "REJECTED"),
+        (ClosedError("closed"), "REJECTED"),
+        (asyncio.CancelledError(), "CANCELED"),
+        (OutputError("NaN"), "BACKEND"),
+        (StuckError("it does not end"), "BACKEND"),
+        (RequestError("output 'logits' has 3 rows, expected the 2 that were run"), "BACKEND"),
+        (MissingError("CUDA refuses"), "BACKEND"),
+        (RuntimeError("x"), "BACKEND"),
+        (InvalidRequestError("no"), "OTHER"),
+        (ImageError("no picture"), "OTHER"),
+        (UnknownError("no such model"), "OTHER"),
+        (UnsupportedError("compressed"), "OTHER"),
+        (UsageError("no"), "OTHER"),
+    ],
+)
+def test_every_failure_has_its_reason(error: BaseException, reason: str) -> None:
+    tally = Tally()
+    tally.failed(error, 0.5)
+    assert {name for name, count in tally.failures.items() if count} == {reason}
 
 
 @pytest.mark.parametrize(
@@ -520,7 +566,7 @@ def test_statistics_have_every_field_of_the_extension(app: App, path: str) -> No
 
 def test_metrics_are_prometheus_text(app: App, session: FakeSession) -> None:
     body, headers = binary_request(pixels(1))
-    for failure in (None, None, OverloadedError("full", 1.0), OutputError("NaN"), RuntimeError("x")):
+    for failure in (None, None, OverloadedError("full", 1.0), OutputError("NaN"), RequestError("rows")):
         session.batcher.failure = failure
         call(app, "POST", INFER, body, headers)
     response = call(app, "GET", "/metrics")
@@ -777,6 +823,138 @@ def test_too_many_waiting_pictures_are_refused(session: FakeSession) -> None:
     assert call(app, "POST", INFER, body, headers).status == 200  # both have left
 
 
+def test_the_bytes_of_waiting_pictures_are_bounded_too(session: FakeSession) -> None:
+    encoded = picture(pixels(1))
+    app = serving(session, max_waiting_picture_bytes=3 * len(encoded))
+    body, headers = bytes_request(encoded, encoded)
+
+    async def both() -> list[Response]:
+        return await asyncio.gather(*[acall(app, "POST", INFER, body, headers) for _ in range(2)])
+
+    for _ in range(2):  # the second time the first ones have left
+        one, other = sorted(asyncio.run(both()), key=lambda response: response.status)
+        assert (one.status, other.status) == (200, 503)
+        assert "MiB wait to be decoded" in other.error
+
+
+class Gate:
+    """One thread that decodes, and a first picture that holds it until `go` is set."""
+
+    def __init__(self) -> None:
+        self.decoder = Decoder(ServerLimits(), 1)
+        self.go = threading.Event()
+        self.decoded: list[bytes] = []
+
+    def prepare(self, source: bytes) -> NDArray[np.uint8]:
+        self.decoded.append(source)
+        assert source != b"first" or self.go.wait(30)
+        return np.zeros(SHAPE, np.uint8)
+
+    def begun(self, source: bytes, timeout_s: float | None = None) -> asyncio.Task[NDArray[np.uint8]]:
+        return asyncio.get_running_loop().create_task(self.decoder.rows(self.prepare, [source], timeout_s))
+
+    async def held(self) -> asyncio.Task[NDArray[np.uint8]]:
+        first = self.begun(b"first")
+        while not self.decoded:
+            await asyncio.sleep(0.001)
+        return first
+
+
+def test_a_picture_whose_deadline_has_passed_is_not_decoded() -> None:
+    async def scenario() -> list[bytes]:
+        gate = Gate()
+        first = await gate.held()
+        late, patient = gate.begun(b"late", 0.1), gate.begun(b"patient", 60)
+        await asyncio.sleep(0.2)
+        gate.go.set()
+        with pytest.raises(DeadlineError, match="passed before the picture was decoded"):
+            await late
+        assert (await patient).shape == (await first).shape == (1, *SHAPE)
+        gate.decoder.close()
+        return gate.decoded
+
+    assert asyncio.run(scenario()) == [b"first", b"patient"]
+
+
+def test_pictures_that_would_have_their_turn_too_late_are_refused_at_once() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        alone = gate.decoder.rows(gate.prepare, [b"alone"], 1e-6)  # nothing waits: it is not refused for what may be
+        with pytest.raises(DeadlineError):
+            await alone
+        first = await gate.held()
+        gate.decoder._picture_s = 9.0
+        with pytest.raises(OverloadedError, match=r"deadline is 4000 ms away .* begin in 9000 ms") as refused:
+            await gate.begun(b"second", 4.0)
+        assert refused.value.expected_wait_s == pytest.approx(5.0)
+        second = gate.begun(b"second", 60.0)
+        gate.go.set()
+        await asyncio.gather(first, second)
+        gate.decoder.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_timeout_reaches_the_decoder(app: App, session: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float | None] = []
+
+    async def rows(self: Decoder, prepare: Any, pictures: Any, timeout_s: float | None = None) -> NDArray[np.uint8]:
+        given.append(timeout_s)
+        return pixels(len(pictures))
+
+    monkeypatch.setattr(Decoder, "rows", rows)
+    body, headers = bytes_request(picture(pixels(1)))
+    size = int(headers[LENGTH])
+    text = json.dumps(json.loads(body[:size]) | {"parameters": {"timeout": 2_000_000}}).encode()
+    assert call(app, "POST", INFER, text + body[size:], {LENGTH: str(len(text))}).status == 200
+    assert call(app, "POST", "/classify", picture(pixels(1))).status == 200
+    assert given == [2.0, None]
+
+
+def test_a_mounted_application_gives_up_a_run_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trueport.runtime.server.app.LOOK_S", 0.02)
+    go, session = threading.Event(), FakeSession()
+
+    def run(rows: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        assert go.wait(30)
+        return {"logits": rows.reshape(len(rows), -1)[:, :CLASSES].astype(np.float32)}
+
+    batcher = Batcher(run)
+    session.batcher = cast("FakeBatcher", batcher)
+    app = App(cast("list[Session]", [session]), ServerLimits(run_s=0.1), gate=None)
+    body, headers = binary_request(pixels(1))
+
+    async def until(condition: Any) -> None:
+        end_s = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end_s
+            await asyncio.sleep(0.01)
+
+    async def scenario() -> None:
+        response = await asyncio.wait_for(acall(app, "POST", INFER, body, headers), 30)
+        assert (response.status, "not come to the end of a run" in response.error) == (503, True)
+        assert (await acall(app, "GET", "/v2/health/ready")).status == 400
+        (endpoint,) = app._router.models
+        go.set()
+        await until(lambda: endpoint.ready)  # nobody asks meanwhile
+        await until(lambda: app._lookout._timer is None)
+        assert (await acall(app, "POST", INFER, body, headers)).status == 200
+        assert app._lookout._timer is not None
+        await app({"type": "lifespan"}, shutting_down, ignore)
+        assert app._lookout._timer is None
+
+    async def shutting_down() -> dict[str, Any]:
+        return {"type": "lifespan.shutdown"}
+
+    async def ignore(message: Any) -> None: ...
+
+    try:
+        asyncio.run(scenario())
+    finally:
+        go.set()
+        batcher.close()
+
+
 def test_pictures_that_come_after_the_end_are_answered_503(app: App) -> None:
     app.close()
     for path, (body, headers) in ((INFER, bytes_request(picture(pixels(1)))), ("/classify", (picture(pixels(1)), {}))):
@@ -834,6 +1012,7 @@ def test_several_models_and_versions() -> None:
         [FakeSession(), FakeSession()],
         [FakeSession(fake_manifest(version="a/b"))],
         [FakeSession(fake_manifest(version=""))],
+        [FakeSession(fake_manifest("stats"))],
         [FakeSession(fake_manifest(row=(-1, -1, 3)))],
         [FakeSession(fake_manifest(row=(10,)))],
     ],
@@ -843,6 +1022,13 @@ def test_what_can_not_be_served_is_refused_at_once(sessions: list[FakeSession]) 
         serving(*sessions)
     with pytest.raises(UsageError, match="max_json_bytes must be at least 1"):
         ServerLimits(max_json_bytes=0)
+
+
+def test_where_no_model_is_loaded_classify_says_so() -> None:
+    router = Router(Models(ServerLimits()), Access())
+    with pytest.raises(UnknownError, match="no model is loaded"):
+        router.route("POST", "/classify", {})
+    router.close()
 
 
 def test_lifespan_ends_readiness(app: App) -> None:

@@ -31,7 +31,12 @@ def test_a_body_that_is_no_form_is_the_picture(kind: bytes) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [part(PICTURE) + END, FIELD + part(PICTURE) + FIELD + END, b"preamble\r\n" + part(PICTURE) + END + b"epilogue"],
+    [
+        part(PICTURE) + END,
+        FIELD + part(PICTURE) + FIELD + END,
+        FIELD * 15 + part(PICTURE) + END,
+        b"preamble\r\n" + part(PICTURE) + END + b"epilogue",
+    ],
 )
 @pytest.mark.parametrize("kind", [TYPE, b'Multipart/Form-Data; charset=utf-8; boundary="x1"'])
 def test_the_one_file_of_a_form_is_the_picture(kind: bytes, body: bytes) -> None:
@@ -49,9 +54,13 @@ def test_the_one_file_of_a_form_is_the_picture(kind: bytes, body: bytes) -> None
         (TYPE, b"--x1", "cut off"),
         (TYPE, b"", "does not begin"),
         (TYPE, PICTURE, "does not begin"),
+        (TYPE, FIELD * 16 + part(PICTURE) + END, "more than 16 parts"),
         (TYPE, b"--x1\r\n" + b"a" * 5000 + b"\r\n\r\nx\r\n" + END, "cut off"),
         (b"multipart/form-data", part(PICTURE) + END, "names no boundary"),
         (b"multipart/form-data; boundary=" + b"b" * 71, part(PICTURE) + END, "names no boundary"),
+        (b"multipart/form-data; boundary*=idna''x1", part(PICTURE) + END, "names no boundary"),
+        (b"multipart/form-data; boundary*0=x; boundary*=1", part(PICTURE) + END, "names no boundary"),
+        (b"multipart/form-data; boundary*" + b"9" * 5000 + b"=x1", part(PICTURE) + END, "names no boundary"),
     ],
 )
 def test_a_form_that_holds_no_file_or_several_is_refused(kind: bytes, body: bytes, words: str) -> None:

@@ -46,8 +46,8 @@ MANIFEST = fake_manifest()
 
 
 class FakeSession:
-    """A real batcher; the first pixels of a row are its logits. A row that begins with 255 fails, with 254 it waits
-    until `go` is set.
+    """A real batcher; the first pixels of a row are its logits. A row that begins with 255 or 253 fails, with 254 it
+    waits until `go` is set.
     """
 
     def __init__(self, version: str = "1", max_queue_rows: int = 16) -> None:
@@ -64,6 +64,8 @@ class FakeSession:
             assert self.go.wait(30)
         if 255 in rows[:, 0, 0, 0]:
             raise RuntimeError("secret internals")
+        if 253 in rows[:, 0, 0, 0]:
+            raise MissingError("secret: CUDA refuses to run this")
         return {"logits": rows.reshape(len(rows), -1)[:, : len(LABELS)].astype(np.float32)}
 
     def prepare(self, source: bytes) -> NDArray[np.uint8]:
@@ -76,7 +78,7 @@ class FakeSession:
 
 
 class FakeRepository:
-    """Models may be loaded; those called `bad` fail their golden set."""
+    """Models may be loaded; those called `bad` fail their golden set, for those called `rt` something is missing."""
 
     control = True
 
@@ -87,6 +89,8 @@ class FakeRepository:
         self.asked.append(("load", name))
         if name == "bad":
             raise GateError("bad does not answer its golden set as the original did")
+        if name == "rt":
+            raise MissingError("tensorrt:cuda needs an NVIDIA GPU")
 
     async def unload(self, name: str) -> None:
         self.asked.append(("unload", name))
@@ -339,6 +343,8 @@ def test_loading_and_unloading() -> None:
             "FAILED_PRECONDITION",
             "bad does not answer its golden set as the original did",
         )
+        found = refusal(lambda: client.load_model("rt"))
+        assert found == ("FAILED_PRECONDITION", "tensorrt:cuda needs an NVIDIA GPU")
         assert refusal(lambda: client.unload_model("nothing"))[0] == "NOT_FOUND"
         code, text = refusal(lambda: client.load_model("other", config='{"backend": "python"}'))
         assert (code, "config" in text) == ("INVALID_ARGUMENT", True)
@@ -443,8 +449,9 @@ def test_a_call_without_a_message_is_refused(shared: Any) -> None:
         )
 
 
-def test_what_fails_inside_stays_inside(client: Any) -> None:
-    code, text = refusal(lambda: client.infer("digits", [tensor(pixels(255))]))
+@pytest.mark.parametrize("first", [255, 253])
+def test_what_fails_inside_stays_inside(client: Any, first: int) -> None:
+    code, text = refusal(lambda: client.infer("digits", [tensor(pixels(first))]))
     assert code == "INTERNAL"
     assert "secret" not in text
     assert "log" in text

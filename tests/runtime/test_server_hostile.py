@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import io
+import json
+import math
 import random
 import struct
 import zlib
@@ -119,7 +121,7 @@ def test_whatever_is_done_to_a_picture_it_is_answered_or_refused(post: Callable[
     assert statuses == {200, 400}
 
 
-# The framing of binary tensors.
+# The framing of tensors.
 
 ROW = (2, 3, 1)
 OUTPUTS = (WantedOutput("logits", binary=True),)
@@ -166,3 +168,18 @@ def test_a_request_is_read_as_it_says_or_refused(request: dict[str, Any], tail: 
         else:
             assert 1 <= len(asked.pictures) <= 8
             assert sum(map(len, asked.pictures)) <= len(tail)
+
+
+@pytest.mark.parametrize("row", [(28, 28, 1), (24, 20, 3)])
+@pytest.mark.parametrize("indent", [None, 2, 4])
+def test_numbers_may_be_indented_and_no_more(row: tuple[int, ...], indent: int | None) -> None:
+    reader = RequestReader(msgspec.structs.replace(SIGNATURE, row_shape=row, row_bytes=math.prod(row)), 2**24)
+    rows = np.full((1, *row), 255, np.uint8)
+    for data in (rows.tolist(), rows.ravel().tolist()):
+        tensor = {"name": "image", "datatype": "UINT8", "shape": rows.shape, "data": data}
+        text = json.dumps({"inputs": [tensor]}, indent=indent).encode()
+        asked = reader.request(text, None)
+        assert asked.rows is not None
+        np.testing.assert_array_equal(asked.rows, rows)
+        with pytest.raises(InvalidRequestError, match=r"bytes of JSON, its shape .* needs at most"):
+            reader.request(text.replace(b"255", b" " * 200 + b"255"), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import http.client
 import json
@@ -12,8 +13,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,12 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from trueport.runtime import Session
 from trueport.runtime.bundle import GOLDEN, Bundle, read_manifest, sealed
 from trueport.runtime.manifest import MANIFEST, FileEntry
+from trueport.runtime.server import ServerLimits, Source
+from trueport.runtime.server.models import Models
+from trueport.runtime.server.repository import Repository
 
 INFER = "/v2/models/{}/infer"
 LOAD, UNLOAD, INDEX = "/v2/repository/models/{}/load", "/v2/repository/models/{}/unload", "/v2/repository/index"
@@ -295,3 +301,104 @@ def test_the_command_serves_grpc_beside_http(bundle_path: Path) -> None:
         status, answer = server.ask("POST", INFER.format("digits"), {"inputs": [json_tensor(row)]})
         assert status == 200
         np.testing.assert_allclose(logits.ravel(), answer["outputs"][0]["data"], rtol=1e-6)
+
+
+# Its parts, in a loop of their own.
+
+SessionOf = Callable[..., Session]
+LONGEST_S = 30
+
+
+@pytest.fixture
+def models() -> Iterator[Models]:
+    models = Models(ServerLimits())
+    yield models
+    models.close()
+
+
+def test_a_bundle_that_is_given_in_several_ways_is_one(
+    bundle_path: Path, models: Models, session_of: SessionOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(bundle_path, "digits")
+    shutil.copytree(bundle_path, ".digits.x1.new")  # what a broken export leaves
+    (tmp_path / "again").symlink_to("digits")
+    other = Path(shutil.copytree(bundle_path, "other"))
+    again(other, name="other")
+    with session_of("digits") as session:  # of the bundle that is given as Path("digits")
+        models.add(session)
+        source = Source(lambda path: session, lambda session: "", tmp_path)
+        assert Repository(models, source)._found() == {"digits": [Path("digits")], "other": [tmp_path / "other"]}
+
+
+def test_models_are_retired_together(models: Models, session_of: SessionOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, sessions = threading.Barrier(2), [session_of("first"), session_of("second")]
+
+    def close(timeout_s: float | None = None, *, session: Session) -> None:
+        together.wait(LONGEST_S)
+        Session.close(session, timeout_s)
+
+    for session in sessions:
+        monkeypatch.setattr(session, "close", partial(close, session=session))
+        models.add(session)
+    asyncio.run(Repository(models).close(LONGEST_S))
+    assert len(models) == 0
+    assert all(session.closed for session in sessions)
+
+
+def test_the_end_does_not_wait_for_a_load_that_does_not_come_to_its_end(
+    bundle_path: Path, models: Models, session_of: SessionOf, tmp_path: Path
+) -> None:
+    shutil.copytree(bundle_path, tmp_path / "digits")
+    begun, go, closed = threading.Event(), threading.Event(), threading.Event()
+    late = session_of("digits")
+
+    def opened(path: Path) -> Session:
+        begun.set()
+        go.wait(LONGEST_S)
+        return late
+
+    def close(timeout_s: float | None = None) -> None:
+        Session.close(late, timeout_s)
+        closed.set()
+
+    late.close = close  # type: ignore[method-assign]
+
+    async def scenario(served: Session) -> None:
+        models.add(served)
+        repository = Repository(models, Source(opened, lambda session: "", tmp_path, control=True))
+        loading = asyncio.get_running_loop().create_task(repository.load("digits"))
+        assert await asyncio.to_thread(begun.wait, LONGEST_S)
+        await repository.close(0.1)
+        assert not loading.done()
+        assert served.closed
+
+    asyncio.run(scenario(session_of("served")))
+    assert not closed.is_set(), "the loop's end waited for the load"
+    go.set()
+    assert closed.wait(LONGEST_S), "a model that nobody will ask was left open"
+    assert len(models) == 0
+
+
+def test_a_model_is_not_waited_for_without_end(
+    models: Models, session_of: SessionOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trueport.runtime.server.endpoint.CLOSING_S", 0.1)
+    go, ended, session = threading.Event(), threading.Event(), session_of()
+
+    def close(timeout_s: float | None = None) -> None:
+        go.wait(LONGEST_S)
+        Session.close(session, timeout_s)
+        ended.set()
+
+    monkeypatch.setattr(session, "close", close)
+    endpoint = models.add(session)
+
+    async def scenario() -> None:
+        endpoint._unfinished.add(asyncio.get_running_loop().create_future())
+        await endpoint.retire(0.1)
+
+    asyncio.run(scenario())
+    assert not ended.is_set()
+    go.set()
+    assert ended.wait(LONGEST_S)

@@ -7,7 +7,7 @@ TooLargeError                                 RESOURCE_EXHAUSTED, as gRPC's own 
 OverloadedError                               UNAVAILABLE with retry-after, in seconds, in the trailing metadata
 ClosedError, StuckError, UnavailableError     UNAVAILABLE
 DeadlineError                                 DEADLINE_EXCEEDED
-GateError, BundleError (of a model to load)   FAILED_PRECONDITION
+GateError, BundleError, MissingError          FAILED_PRECONDITION, of a model that was to be loaded
 OutputError (NaN or infinity in an output)    INTERNAL
 anything else                                 INTERNAL, its cause only in the log
 """
@@ -25,6 +25,7 @@ from ...errors import (
     DeadlineError,
     GateError,
     InvalidRequestError,
+    MissingError,
     OutputError,
     OverloadedError,
     StuckError,
@@ -44,7 +45,7 @@ CODES: tuple[tuple[tuple[type[BaseException], ...], grpc.StatusCode], ...] = (
     ((TooLargeError,), grpc.StatusCode.RESOURCE_EXHAUSTED),
     ((OverloadedError, ClosedError, StuckError, UnavailableError), grpc.StatusCode.UNAVAILABLE),
     ((DeadlineError,), grpc.StatusCode.DEADLINE_EXCEEDED),
-    ((GateError, BundleError), grpc.StatusCode.FAILED_PRECONDITION),
+    ((GateError, BundleError, MissingError), grpc.StatusCode.FAILED_PRECONDITION),
     ((OutputError,), grpc.StatusCode.INTERNAL),
 )
 
