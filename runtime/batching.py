@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, Literal, TypeVar
 
 import msgspec
@@ -239,7 +240,7 @@ class Batch(Generic[W]):
 
     take: list[W]
     expired: list[W]
-    """Their deadline has passed, or would before they are answered; they are not run."""
+    """Their deadline has passed, or would before they are answered beside what is taken; they are not run."""
     wait_until_s: float
     """inf: nothing is waiting. Otherwise only later than now where company is waited for."""
 
@@ -248,27 +249,82 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     """What to run now, without changing the queue; looks at the requests it returns and one more of each priority.
 
     A request that does not fit the rows left ends the batch: were smaller ones let past it, a large one could wait
-    for ever under a stream of small ones, and nobody could tell from the queue when it will run.
+    for ever under a stream of small ones, and nobody could tell from the queue when it will run. So does one that would
+    make somebody late who was taken before it, save where `_given_up` lets it take that place.
     """
     take: list[W] = []
     expired: list[W] = []
+    hurried: list[W] = []  # of `take`, those with a deadline, the nearest first
     rows, full = 0, False
-    end_s = now_s + CAUTION * curve.seconds(min(queue.rows, limits.max_batch_rows))
+    largest, never = limits.max_batch_rows, math.inf
     for level in queue.levels():
         for request in level:
-            if request.deadline_s <= end_s:
+            if full or rows + request.rows > largest:
+                if not _late(request, request.rows, now_s, curve):
+                    full = True
+                    break
                 expired.append(request)
-            elif full or rows + request.rows > limits.max_batch_rows:
-                full = True
-                break
-            else:
-                take.append(request)
-                rows += request.rows
+                continue
+            if hurried or request.deadline_s < never:
+                if _late(request, rows + request.rows, now_s, curve):
+                    expired.append(request)
+                    continue
+                given_up = _given_up(request, rows, hurried, queue, now_s, limits, curve)
+                if given_up is None:
+                    full = True
+                    break
+                for other in given_up:
+                    take.remove(other)
+                    rows -= other.rows
+                expired += given_up
+                del hurried[: len(given_up)]
+                if request.deadline_s < never:
+                    insort(hurried, request, key=_DEADLINE)
+            take.append(request)
+            rows += request.rows
     if not take:
         return Batch(take, expired, math.inf)
-    if limits.max_wait_s > 0 and not full and rows < limits.max_batch_rows:
+    if limits.max_wait_s > 0 and not full and rows < largest:
         until_s = min(request.arrived_s for request in take) + limits.max_wait_s
         # Company is worth a wait only where it makes nobody late.
-        if until_s > now_s and until_s + curve.seconds(rows) < min(request.deadline_s for request in take):
+        if until_s > now_s and not (hurried and _late(hurried[0], rows, until_s, curve)):
             return Batch([], expired, until_s)
     return Batch(take, expired, now_s)
+
+
+_DEADLINE = attrgetter("deadline_s")
+
+
+def _late(request: Waiting, rows: int, start_s: float, curve: LatencyCurve) -> bool:
+    """Whether a run of so many rows that starts then is expected to answer it too late."""
+    return request.deadline_s < math.inf and request.deadline_s <= start_s + CAUTION * curve.seconds(rows)
+
+
+def _given_up(
+    request: W,
+    rows: int,
+    hurried: list[W],
+    queue: WaitingQueue[W],
+    now_s: float,
+    limits: BatchLimits,
+    curve: LatencyCurve,
+) -> list[W] | None:
+    """The first of `hurried` that are not run, so that this request joins those taken; None: it does not join them.
+
+    rows: of all taken. Only for one that would be late in the batch after this does another of its priority give way,
+    with no more rows than it brings. Were a batch cut short for whoever is nearest to a deadline whatever it costs the
+    next, an overloaded runner would answer a few rows at a time and let all others expire, one after the other.
+    """
+    if not hurried or not _late(hurried[0], rows + request.rows, now_s, curve):
+        return []
+    left = min(queue.rows_ahead(request.priority) - rows, limits.max_batch_rows)
+    if not _late(request, left, now_s + CAUTION * curve.seconds(rows), curve):
+        return None
+    spare = request.rows
+    for count, other in enumerate(hurried):
+        if not _late(other, rows + spare, now_s, curve):
+            return hurried[:count]
+        spare -= other.rows
+        if spare < 0 or other.priority > request.priority:
+            return None
+    return hurried[:]

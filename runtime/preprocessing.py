@@ -10,6 +10,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's decoders that are let near a user's bytes; of several pictures in a file, the first is taken."""
 
 WHITE_16 = 65535
+TILE = 2048
+"""Pixels along each side of what is laid on white at once."""
 STRANGERS = (
     (0, b"<svg", "SVG"),
     (0, b"<?xml", "SVG or other XML"),
@@ -85,8 +88,9 @@ def prepare(
         image = _from_array(source)
     else:
         image = decode(source, limits)
-    with _converting(image, preprocessing.mode):
-        return _pixels(_framed(_in_mode(image, preprocessing.mode), preprocessing, limits))
+    with _converting(image.size, image.mode, preprocessing.mode):
+        image = _in_mode(image, preprocessing.mode)  # what was decoded goes here, not after the resizing
+        return _pixels(_framed(image, preprocessing, limits))
 
 
 def upright(
@@ -94,7 +98,7 @@ def upright(
 ) -> Image.Image:
     """What `prepare` resizes: the whole picture, turned by its EXIF orientation and in this mode. Raises ImageError."""
     image = decode(source, limits)
-    with _converting(image, mode):
+    with _converting(image.size, image.mode, mode):
         return _in_mode(image, mode)
 
 
@@ -167,13 +171,14 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 @contextmanager
-def _converting(image: Image.Image, mode: str) -> Iterator[None]:
+def _converting(size: tuple[int, int], mode: str, wanted: str) -> Iterator[None]:
+    """Tell what goes wrong with a picture of this size and mode; the picture itself is not kept alive by it."""
     try:
         yield
     except MemoryError as error:
-        raise ImageError(f"there is no memory left for a picture of {_shown(image.size)} pixels") from error
+        raise ImageError(f"there is no memory left for a picture of {_shown(size)} pixels") from error
     except ValueError as error:  # Pillow's word for a mode that it can't convert
-        raise ImageError(f"pixels of mode {image.mode} can't be made {mode}: {error}") from error
+        raise ImageError(f"pixels of mode {mode} can't be made {wanted}: {error}") from error
 
 
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -185,21 +190,39 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "F":
         raise ImageError("a picture of floating-point pixels has no defined white: convert it to 8 or 16 bits")
     elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        return _on_white(image, mode)
     return image if image.mode == mode else image.convert(mode)
+
+
+def _on_white(image: Image.Image, mode: str) -> Image.Image:
+    """A picture with transparency laid on white, in this mode.
+
+    Tile by tile: four channels of the whole picture, of white and of both together would be held at once.
+    """
+    from PIL import Image
+
+    width, height = image.size
+    laid = Image.new(mode, image.size)
+    for top, left in product(range(0, height, TILE), range(0, width, TILE)):
+        tile = image.crop((left, top, min(left + TILE, width), min(top + TILE, height)))
+        if tile.mode != "RGBA":
+            tile = tile.convert("RGBA")
+        if tile.getchannel("A").getextrema() != (255, 255):
+            tile = Image.alpha_composite(Image.new("RGBA", tile.size, "white"), tile)
+        laid.paste(tile.convert(mode), (left, top))
+    return laid
 
 
 def _eight_bits(image: Image.Image) -> Pixels:
     """Grey levels of 16 bits as 8 (H, W), the one that a PNG may name as transparent as white."""
-    values = np.asarray(image, np.int64)
+    values = np.asarray(image)  # 16 or 32 bits, as they are: a picture may hold many of them
     if values.min() < 0 or values.max() > WHITE_16:
         raise ImageError(
             f"a picture of grey levels from {values.min():,} to {values.max():,} has no defined white: "
             "convert it to 8 or 16 bits"
         )
-    levels = (values // 257).astype(np.uint8)
+    levels = np.empty(values.shape, np.uint8)
+    np.floor_divide(values, 257, out=levels, casting="unsafe")  # at most 255, as was just seen
     if isinstance(transparent := image.info.get("transparency"), int):
         levels[values == transparent] = 255
     return levels

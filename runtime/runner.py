@@ -13,12 +13,14 @@ from .errors import UsageError
 from .manifest import TensorSpec
 
 Array = NDArray[Any]
+MOST_THREADS = 1024
+"""Of one inference; a file from elsewhere may ask for any number, and the libraries take what fits in 32 bits."""
 
 
 class RunnerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a variant is run. What a runner does not know it ignores; the answers are the same within the bounds.
 
-    Raises UsageError for fewer than 1 thread or stream.
+    Raises UsageError for fewer than 1 thread, or more than `MOST_THREADS`.
     """
 
     threads: int | None = None
@@ -31,8 +33,10 @@ class RunnerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What those layers of an int8 variant compute in that were left in float (openvino:cpu)."""
 
     def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads must be at least 1, or None for one a core, found {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise UsageError(
+                f"threads must be at least 1 and at most {MOST_THREADS}, or None for one a core, found {self.threads}"
+            )
 
 
 class RunnerReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ session.submit(picture)       a Future, answered in a batch with whatever else i
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,7 @@ from . import preprocessing, tuned
 from .batcher import UNKNOWN, Batcher
 from .batching import BatchLimits, LatencyCurve
 from .bundle import Bundle
-from .errors import ClosedError, InvalidRequestError, MissingError, UsageError
+from .errors import ClosedError, DeadlineError, InvalidRequestError, MissingError, OverloadedError, UsageError
 from .machine import available_cores
 from .manifest import Manifest, Variant
 from .runner import Array, Runner, RunnerOptions, RunnerReport
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 SHORT_RUN_S = 0.001
 """Runs that take no longer may hold up an event loop: handing them to another thread and back would take as long."""
+MOST_UNDECODED = 1024
+"""Pictures that `asubmit` takes in before they are decoded; each holds its encoded bytes."""
+FIRST_GUESS_S = 0.01
+"""What decoding a picture is taken to cost before one has been decoded."""
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -160,7 +165,10 @@ class Session:
         self.batcher = Batcher(self._outputs, limits or BatchLimits(), curve=curve, short_s=short_s)
         self._input, self._output = bundle.manifest.inputs[0].name, bundle.manifest.outputs[0].name
         self._row_shape = bundle.manifest.preprocessing.shape
-        self._decoders = ThreadPoolExecutor(available_cores(), thread_name_prefix="trueport-decode")
+        self._cores = available_cores()
+        self._decoders = ThreadPoolExecutor(self._cores, thread_name_prefix="trueport-decode")
+        self._undecoded = threading.Semaphore(MOST_UNDECODED)
+        self._decode_s = FIRST_GUESS_S
         self._closing = threading.Lock()
         self._closed = False
         self.run(np.zeros((1, *self._row_shape), np.uint8))  # what a first run allocates, no request has to wait for
@@ -188,6 +196,7 @@ class Session:
     def run(self, batch: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Logits (N, K) of prepared pictures uint8 (N, H, W, C), at once and in the caller's thread.
 
+        They are what the runner answers, NaN and infinity too, which are no answers for `classify` and `submit`.
         Raises InvalidRequestError for another type or shape, ClosedError after `close`.
         """
         try:
@@ -201,34 +210,41 @@ class Session:
     def classify(self, pictures: Picture | Iterable[Picture], top: int = 5) -> list[Prediction]:
         """The best classes of one picture or of several: paths, encoded bytes, PIL images or uint8 arrays (H, W, C).
 
-        Raises ImageError for the first picture that can't be decoded (`prepare` tries them one by one), ClosedError.
+        Raises ImageError for the first picture that can't be decoded (`prepare` tries them one by one), OutputError
+        where the model answers one with NaN or infinity, ClosedError.
         """
         sources = _listed(pictures)
         size = self.batcher.limits.max_batch_rows
         predictions: list[Prediction] = []
         for start in range(0, len(sources), size):
             decoding = [self._decoding(source) for source in sources[start : start + size]]
-            predictions += self.predictions(self.run(np.stack([row.result() for row in decoding])), top)
+            logits = self.run(np.stack([row.result() for row in decoding]))
+            predictions += self.predictions(finite({self._output: logits})[self._output], top)
         return predictions
 
     def submit(self, picture: Picture, *, deadline_ms: float | None = None, priority: int = 0) -> Future[Prediction]:
         """Classify one picture in a batch with whatever else is waiting; decoding happens in the caller's thread.
 
-        deadline_ms: from now; a request that can't meet it is refused. priority: higher goes first.
-        Raises ImageError, OverloadedError, DeadlineError (by the future) or ClosedError.
+        deadline_ms: from now, decoding counts; a request that can't meet it is refused. priority: higher goes first.
+        Raises ImageError, OverloadedError, DeadlineError (at once where decoding has taken all of the time, else by the
+        future, which may hold OutputError too) or ClosedError.
         """
-        deadline_s = _seconds(deadline_ms)
+        end_s = _end_s(deadline_ms)
         rows = self.prepare(picture)[np.newaxis]
-        answered = self.batcher.submit(rows, deadline_s=deadline_s, priority=priority)
+        answered = self.batcher.submit(rows, deadline_s=_remaining_s(end_s), priority=priority)
         return _mapped(answered, self._first_prediction)
 
     async def asubmit(self, picture: Picture, *, deadline_ms: float | None = None, priority: int = 0) -> Prediction:
-        """`submit` for asyncio: decoding happens in a thread, the event loop is never held up."""
+        """`submit` for asyncio: decoding happens in a thread, the event loop is never held up.
+
+        At most 1024 pictures (`MOST_UNDECODED`) of a session wait to be decoded, or are being; one more is refused with
+        OverloadedError.
+        """
         import asyncio
 
-        deadline_s = _seconds(deadline_ms)
-        rows = await asyncio.wrap_future(self._decoding(picture))
-        outputs = await self.batcher.asubmit(rows[np.newaxis], deadline_s=deadline_s, priority=priority)
+        end_s = _end_s(deadline_ms)
+        rows = await asyncio.wrap_future(self._decoding_if_room(picture, end_s))
+        outputs = await self.batcher.asubmit(rows[np.newaxis], deadline_s=_remaining_s(end_s), priority=priority)
         return self._first_prediction(outputs)
 
     def asgi_app(self, *, gate: bool = True) -> App:
@@ -274,11 +290,33 @@ class Session:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decoding(self, picture: Picture) -> Future[NDArray[np.uint8]]:
+    def _decoding(self, picture: Picture, end_s: float | None = None) -> Future[NDArray[np.uint8]]:
         try:
-            return self._decoders.submit(self.prepare, picture)
+            return self._decoders.submit(self._decoded, picture, end_s)
         except RuntimeError as error:  # the pool's word for being shut down
             raise ClosedError(_CLOSED) from error
+
+    def _decoding_if_room(self, picture: Picture, end_s: float | None) -> Future[NDArray[np.uint8]]:
+        """`_decoding` for those who bring the next picture while this one waits. Raises OverloadedError."""
+        if not self._undecoded.acquire(blocking=False):
+            wait_s = self._decode_s / self._cores
+            raise OverloadedError(f"too many pictures wait to be decoded: try again in {wait_s * 1e3:.4g} ms", wait_s)
+        try:
+            decoding = self._decoding(picture, end_s)
+        except ClosedError:
+            self._undecoded.release()
+            raise
+        decoding.add_done_callback(lambda _: self._undecoded.release())
+        return decoding
+
+    def _decoded(self, picture: Picture, end_s: float | None) -> NDArray[np.uint8]:
+        """Raises ImageError; DeadlineError where the time is over before it begins."""
+        _remaining_s(end_s)
+        begun_s = time.monotonic()
+        try:
+            return self.prepare(picture)
+        finally:
+            self._decode_s += 0.2 * (time.monotonic() - begun_s - self._decode_s)
 
     def _outputs(self, rows: Array) -> dict[str, Array]:
         return finite(self.runner.run({self._input: rows}))
@@ -298,12 +336,23 @@ class Session:
 _CLOSED = "the session is closed: load the bundle again"
 
 
-def _seconds(deadline_ms: float | None) -> float | None:
+def _end_s(deadline_ms: float | None) -> float | None:
+    """When it is over, by time.monotonic; None: never."""
     if deadline_ms is None:
         return None
     if not deadline_ms > 0:
         raise InvalidRequestError(f"deadline_ms must be milliseconds from now, above 0, found {deadline_ms}")
-    return deadline_ms / 1000
+    return time.monotonic() + deadline_ms / 1000
+
+
+def _remaining_s(end_s: float | None) -> float | None:
+    """Seconds until then, above 0. Raises DeadlineError where there are none."""
+    if end_s is None:
+        return None
+    left_s = end_s - time.monotonic()
+    if left_s <= 0:
+        raise DeadlineError("the deadline passed before the picture was decoded: send less, or allow more time")
+    return left_s
 
 
 def _listed(pictures: Picture | Iterable[Picture]) -> list[Picture]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from queue import SimpleQueue
@@ -47,7 +47,7 @@ def open_variant(bundle: Bundle, variant: Variant, runner: str, options: RunnerO
 
 
 class OpenVinoRunner:
-    """A graph compiled for the CPU, anew for each batch size that is used.
+    """A graph compiled for the CPU, anew for each of the batch sizes that are used most.
 
     name: what messages call the graph. Batches of several threads run at once as far as the threads of each fit on
     this process's cores, the others wait.
@@ -78,7 +78,7 @@ class OpenVinoRunner:
             self._turns.put(None)
         self._row_shapes = {spec.name: (np.dtype(spec.dtype), spec.shape[1:]) for spec in self.inputs}
         self._names = [spec.name for spec in self.outputs]
-        self._models: Callable[[int], _Compiled] | None = BatchModels(self._compiled, places(len(graph)))
+        self._models: BatchModels[_Compiled] | None = BatchModels(self._compiled, places(len(graph)))
         first = self._models(1)  # now rather than with the first request, and the proof of the precision
         self._report = RunnerReport(
             name=runner,
@@ -111,8 +111,14 @@ class OpenVinoRunner:
         return self._report
 
     def close(self) -> None:
-        """Drop the compiled models; their memory goes when the last run in flight has ended. Closing twice is fine."""
-        self._models = self._model = self._core = None
+        """Drop the compiled models; their memory goes when the last run in flight has ended. Closing twice is fine.
+
+        A model that is just being compiled in place of another is finished and dropped, in its own thread.
+        """
+        models, self._models = self._models, None
+        if models is not None:
+            models.close()
+        self._model = self._core = None
 
     def _rows(self, feeds: Mapping[str, Array]) -> int:
         """Rows of the batch. Raises InvalidRequestError where it is not what the graph takes."""
@@ -129,14 +135,14 @@ class OpenVinoRunner:
 
     def _compiled(self, rows: int | None) -> _Compiled:
         """A model for so many rows, or for any number; its precision is read back."""
-        if self._core is None:
+        core, model = self._core, self._model  # both stay for as long as this takes, whoever closes the runner
+        if core is None or model is None:
             raise ClosedError("the runner is closed: open it again")
-        model = self._model
         if rows is not None:
             model = model.clone()
             model.reshape({port: [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
         try:
-            compiled = self._core.compile_model(model, "CPU", self._settings)
+            compiled = core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             raise MissingError(f"{self._by} can't compile {self._variant.file} here: {_reason(error)}") from error
         layers = layers_of(

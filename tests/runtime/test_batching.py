@@ -235,6 +235,32 @@ class TestNextBatch:
         assert CURVE.seconds(4) == 0.016
         assert batch_of(WaitingQueue([late, in_time]), curve=CURVE) == Batch([in_time], [late], 0.0)
 
+    def test_an_admitted_request_is_held_against_what_runs_before_it_and_itself_alone(self) -> None:
+        """Rows of a lower priority and those that came later don't make it late: the batch ends before them."""
+        for others in ([waiting() for _ in range(8)], [waiting(3, priority=-1)], [waiting(4, 0.0, 0.099, -1)]):
+            hurried = waiting(deadline_s=0.012, priority=0 if others[0].priority else 1)
+            assert admit(hurried, WaitingQueue(others), (), 0.0, BatchLimits(4, 100), CURVE) is None
+            assert batch_of(WaitingQueue([*others, hurried]), curve=CURVE) == Batch([hurried], [], 0.0)
+        hurried, later = waiting(deadline_s=0.012), [waiting(), waiting(deadline_s=0.029)]
+        assert batch_of(WaitingQueue([hurried, *later]), curve=CURVE) == Batch([hurried], [], 0.0)
+
+    def test_a_batch_is_filled_as_far_as_nobody_in_it_is_late(self) -> None:
+        first, *others = waiting(deadline_s=CAUTION * 0.0141), waiting(), waiting(), waiting()
+        assert CURVE.seconds(3) == pytest.approx(0.014)
+        assert batch_of(WaitingQueue([first, *others]), curve=CURVE).take == [first, *others[:2]]
+
+    def test_of_one_priority_the_nearest_to_its_deadline_gives_way_where_only_one_can_be_in_time(self) -> None:
+        nearest, next_one, patient = waiting(deadline_s=0.012), waiting(deadline_s=0.017), waiting()
+        assert batch_of(WaitingQueue([nearest, next_one]), curve=CURVE) == Batch([next_one], [nearest], 0.0)
+        batch = batch_of(WaitingQueue([nearest, next_one, patient]), curve=CURVE)
+        assert batch == Batch([next_one, patient], [nearest], 0.0)
+
+    def test_nobody_gives_way_to_a_lower_priority_or_to_fewer_rows(self) -> None:
+        nearest, lower = waiting(deadline_s=0.012), waiting(deadline_s=0.017, priority=-1)
+        assert batch_of(WaitingQueue([nearest, lower]), curve=CURVE) == Batch([nearest], [], 0.0)
+        nearest, fewer = waiting(3, deadline_s=CAUTION * 0.0155), waiting(deadline_s=0.019)
+        assert batch_of(WaitingQueue([nearest, fewer]), curve=CURVE) == Batch([nearest], [], 0.0)
+
     def test_takes_what_is_waiting_at_once(self) -> None:
         only = waiting()
         assert batch_of(WaitingQueue([only]), now_s=3.0) == Batch([only], [], 3.0)
@@ -314,6 +340,10 @@ class TestWaitingForCompany:
         assert batch_of(WaitingQueue([patient, hurried]), 1.0, self.limits, UNKNOWN).take == []
         assert batch_of(WaitingQueue([patient, hurried]), 1.0, self.limits, CURVE).take == [patient, hurried]
 
+    def test_does_not_wait_for_so_long_that_it_would_expire_whom_it_waited_with(self) -> None:
+        hurried = waiting(arrived_s=1.0, deadline_s=1.5 + CAUTION * 0.010)
+        assert batch_of(WaitingQueue([hurried]), 1.0, self.limits, CURVE).take == [hurried]
+
     def test_the_expired_are_told_while_the_others_wait(self) -> None:
         late, other = waiting(arrived_s=0.0, deadline_s=0.5), waiting(arrived_s=1.0)
         assert batch_of(WaitingQueue([late, other]), 1.0, self.limits) == Batch([], [late], 1.5)
@@ -351,3 +381,32 @@ def test_any_queue_drains_whole_in_order_and_within_limits(seed: int) -> None:
     for priority in range(3):
         arrivals = [request.arrived_s for request in ran if request.priority == priority]
         assert arrivals == sorted(arrivals), "within a priority the order is that of arrival"
+
+
+@pytest.mark.parametrize("deadline_batches", [1.5, 3.0])
+@pytest.mark.parametrize("load", [1.2, 5.0])
+def test_an_overloaded_runner_goes_on_answering_in_large_batches(load: float, deadline_batches: float) -> None:
+    """Were batches cut short for whoever is nearest to a deadline, a quarter of what can be answered would be."""
+    curve, limits, chance = LatencyCurve(((1, 0.004), (32, 0.010))), BatchLimits(), random.Random(1)
+    queue: WaitingQueue[Waiting] = WaitingQueue()
+    now_s = arrival_s = 0.0
+    running: tuple[tuple[float, int], ...] = ()
+    in_time = 0
+    while now_s < 0.5:
+        run_s = 0.0
+        batch = next_batch(queue, now_s, limits, curve)
+        for request in [*batch.take, *batch.expired]:
+            queue.discard(request)
+        if batch.take:
+            rows = sum(request.rows for request in batch.take)
+            run_s = curve.seconds(rows) * chance.uniform(0.95, 1.15)
+            running = ((now_s, rows),)
+            in_time += sum(now_s + run_s <= request.deadline_s for request in batch.take)
+        end_s = max(now_s + run_s, arrival_s if not batch.take else 0.0)
+        while arrival_s <= end_s:
+            request = waiting(1, arrival_s, arrival_s + deadline_batches * 0.010)
+            if admit(request, queue, running, arrival_s, limits, curve) is None:
+                queue.add(request)
+            arrival_s += chance.expovariate(load * 3200)
+        now_s, running = end_s, ()
+    assert in_time > 0.6 * 3200 * 0.5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from trueport.runtime import preprocessing as preprocessing_module
 from trueport.runtime.errors import ImageError
 from trueport.runtime.manifest import Preprocessing
-from trueport.runtime.preprocessing import ImageLimits, prepare
+from trueport.runtime.preprocessing import ImageLimits, decode, prepare, upright
 
 COLOUR = Preprocessing(height=8, width=8)
 GREY = Preprocessing(height=8, width=8, mode="L")
@@ -166,6 +169,93 @@ def test_a_palette_s_transparency_is_laid_on_white() -> None:
     for kind in ("PNG", "GIF"):
         one = prepare(encoded(picture, kind, transparency=1), COLOUR)
         assert [one[0, column].tolist() for column in (0, 2, 4)] == [[0, 0, 200], [255] * 3, [200, 0, 0]]
+
+
+def partly_opaque() -> Image.Image:
+    array = pixels(30, 45, 4)
+    array[:16, 16:32, 3] = 255
+    return Image.fromarray(array)
+
+
+TRANSPARENT = {
+    "RGBA": encoded(partly_opaque()),
+    "LA": encoded(partly_opaque().convert("LA")),
+    "palette": encoded(partly_opaque().convert("RGB").quantize(16), transparency=bytes(range(0, 256, 16))),
+    "one of a palette": encoded(partly_opaque().convert("RGB").quantize(16), "GIF", transparency=3),
+    "one level": encoded(partly_opaque().convert("L"), transparency=77),
+    "one colour": encoded(
+        partly_opaque().convert("RGB"), transparency=partly_opaque().convert("RGB").getpixel((20, 7))
+    ),
+}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("data", TRANSPARENT.values(), ids=TRANSPARENT)
+def test_what_is_laid_on_white_tile_by_tile_is_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, mode: Any
+) -> None:
+    whole = Image.open(io.BytesIO(data)).convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert(mode)
+    for side in (16, 30, 2048):
+        monkeypatch.setattr(preprocessing_module, "TILE", side)
+        found = upright(data, mode)
+        assert (found.mode, found.size) == (mode, (45, 30))
+        assert np.array_equal(np.asarray(found), np.asarray(expected)), side
+
+
+def test_what_is_laid_on_white_at_once_is_a_tile_and_nothing_where_all_of_it_is_opaque(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: list[tuple[int, int]] = []
+    composite = Image.alpha_composite
+
+    def counted(below: Image.Image, above: Image.Image) -> Image.Image:
+        sizes.append(above.size)
+        return composite(below, above)
+
+    monkeypatch.setattr(Image, "alpha_composite", counted)
+    monkeypatch.setattr(preprocessing_module, "TILE", 16)
+    prepare(encoded(partly_opaque()), COLOUR)
+    assert sizes == [(16, 16), (13, 16), (16, 14), (16, 14), (13, 14)]
+    sizes.clear()
+    opaque = pixels(30, 45, 3)
+    result = prepare(encoded(Image.fromarray(opaque).convert("RGBA")), Preprocessing(height=30, width=45))
+    assert np.array_equal(result, opaque)
+    assert not sizes
+
+
+def test_every_level_of_sixteen_bits_is_divided_as_it_was_and_not_widened() -> None:
+    deep, grey = np.arange(1 << 16).reshape(256, 256), Preprocessing(height=256, width=256, mode="L")
+    for stored in (deep.astype(np.uint16), deep.astype(np.int32)):
+        assert np.array_equal(prepare(encoded(Image.fromarray(stored), "TIFF"), grey)[:, :, 0], deep // 257)
+    data = encoded(Image.fromarray(np.tile(deep.astype(np.uint16), (4, 4))))
+    tracemalloc.start()
+    try:
+        prepare(data, GREY)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 9 << 20, "a million pixels of 2 bytes, and not of 8"
+
+
+def test_what_was_decoded_is_let_go_before_the_resizing(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[Image.Image]] = []
+    framed = preprocessing_module._framed
+
+    def seen(source: Any, limits: ImageLimits) -> Image.Image:
+        image = decode(source, limits)
+        decoded.append(weakref.ref(image))
+        return image
+
+    def alone(*arguments: Any) -> Image.Image:
+        assert decoded[-1]() is None
+        return framed(*arguments)
+
+    monkeypatch.setattr(preprocessing_module, "decode", seen)
+    monkeypatch.setattr(preprocessing_module, "_framed", alone)
+    for picture in (partly_opaque(), Image.fromarray(DEEP)):
+        prepare(encoded(picture), COLOUR)
+    assert len(decoded) == 2
 
 
 @pytest.mark.parametrize("colour", [(200, 30, 60), (255, 255, 255), (0, 0, 0), (10, 200, 120)])

@@ -124,6 +124,32 @@ def test_a_closed_runner_says_so(graphs: Graphs, variant_of: Variants) -> None:
     assert runner.report().provider == "OpenVINO"
 
 
+def test_it_may_be_closed_while_a_model_is_compiled_beside_the_batches(
+    graphs: Graphs, variant_of: Variants, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner = OpenVinoRunner(graphs("fp32"), variant_of("fp32"), ONE)
+    models, begun = runner._models, threading.Event()
+    assert models is not None
+    compiled = models._compiled
+    expected = [runner.run({"image": pictures(rows)})["logits"] for rows in range(1, 10)][-1]
+
+    def beside(rows: int | None) -> Any:
+        begun.set()
+        return compiled(rows)
+
+    models._compiled = beside
+    for _ in range(40):
+        found = runner.run({"image": pictures(9)})["logits"]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    assert begun.wait(60)
+    runner.close()
+    if (compiling := models._replacing) is not None:
+        compiling.join(60)
+    assert models._replacing is None
+    assert not models._fixed
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("damage", ["empty", "text", "half"])
 def test_a_damaged_graph_is_the_bundle_s_fault(graphs: Graphs, variant_of: Variants, damage: str) -> None:
     whole = graphs("fp32")

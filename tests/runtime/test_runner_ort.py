@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.errors import InvalidRequestError, MissingError
+from trueport.runtime.errors import InvalidRequestError, MissingError, PrecisionError
 from trueport.runtime.machine import Gpu
 from trueport.runtime.manifest import FileEntry, Precision, TensorSpec, Variant
 from trueport.runtime.runner import RunnerOptions
@@ -123,7 +123,7 @@ def test_reached(variant_of: Variants, precision: Precision, reached: dict[str, 
 )
 def test_not_reached(variant_of: Variants, precision: Precision, layers: dict[str, int], words: str) -> None:
     with pytest.raises(
-        MissingError, match=f"expected {precision} to be computed in {precision}, it computes it {words}"
+        PrecisionError, match=f"expected {precision} to be computed in {precision}, it computes it {words}"
     ):
         require_reached(variant_of(precision), layers, "it")
 

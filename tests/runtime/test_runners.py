@@ -95,9 +95,9 @@ def test_any_other_failure_is_this_machine_s(
         open_runner(Bundle.open(bundle_path))
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_are_at_least_one(bundle_path: Path, threads: int) -> None:
-    with pytest.raises(UsageError, match=f"at least 1, .* found {threads}"):
+@pytest.mark.parametrize("threads", [0, -1, 1025, 1 << 40])
+def test_threads_are_at_least_one_and_no_more_than_a_library_takes(bundle_path: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match=f"at least 1 and at most 1024, .* found {threads}"):
         open_runner(Bundle.open(bundle_path), options=RunnerOptions(threads=threads))
 
 

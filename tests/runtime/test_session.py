@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,18 @@ import pytest
 from PIL import Image
 
 from trueport.runtime import BatchLimits, Prediction, Session, load
+from trueport.runtime import session as session_module
 from trueport.runtime.answering import RowsFuture
-from trueport.runtime.errors import ClosedError, ImageError, InvalidRequestError, MissingError, UsageError
+from trueport.runtime.errors import (
+    ClosedError,
+    DeadlineError,
+    ImageError,
+    InvalidRequestError,
+    MissingError,
+    OutputError,
+    OverloadedError,
+    UsageError,
+)
 from trueport.runtime.session import _mapped
 
 
@@ -175,6 +187,98 @@ def test_a_deadline_in_the_past_is_named_as_it_was_given(session: Session, deadl
         session.submit(image, deadline_ms=deadline_ms)
     with pytest.raises(InvalidRequestError, match="deadline_ms"):
         asyncio.run(session.asubmit(image, deadline_ms=deadline_ms))
+
+
+SMALL = np.zeros((8, 8, 1), np.uint8)
+
+
+def test_decoding_takes_of_the_time_until_the_deadline(
+    session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_s: list[float] = []
+
+    def slow(picture: Any) -> Any:
+        time.sleep(0.03)
+        return picture
+
+    with session_of() as session:
+        submit, asubmit = session.batcher.submit, session.batcher.asubmit
+
+        def submitted(rows: Any, *, deadline_s: float, priority: int) -> Any:
+            left_s.append(deadline_s)
+            return submit(rows, deadline_s=deadline_s, priority=priority)
+
+        async def awaited(rows: Any, *, deadline_s: float, priority: int) -> Any:
+            left_s.append(deadline_s)
+            return await asubmit(rows, deadline_s=deadline_s, priority=priority)
+
+        monkeypatch.setattr(session, "prepare", slow)
+        monkeypatch.setattr(session.batcher, "submit", submitted)
+        monkeypatch.setattr(session.batcher, "asubmit", awaited)
+        with pytest.raises(DeadlineError, match="passed before the picture was decoded"):
+            session.submit(SMALL, deadline_ms=10)
+        with pytest.raises(DeadlineError, match="passed before the picture was decoded"):
+            asyncio.run(session.asubmit(SMALL, deadline_ms=10))
+        assert not left_s
+        assert session.submit(SMALL, deadline_ms=60_000).result(10).top
+        assert asyncio.run(session.asubmit(SMALL, deadline_ms=60_000)).top
+        assert [0 < seconds < 59.97 for seconds in left_s] == [True, True]
+
+
+def test_whose_time_is_over_is_not_decoded_any_more(
+    session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session_of() as session:
+        monkeypatch.setattr(session, "prepare", lambda _: pytest.fail("it was decoded"))
+        with pytest.raises(DeadlineError):
+            session._decoded(SMALL, time.monotonic() - 1)
+
+
+def test_more_pictures_than_may_wait_to_be_decoded_are_refused(
+    session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session_module.MOST_UNDECODED == 1024
+    monkeypatch.setattr(session_module, "MOST_UNDECODED", 2)
+    gate = threading.Event()
+
+    def gated(picture: Any) -> Any:
+        assert gate.wait(20), "the gate stayed closed"
+        return picture
+
+    async def ask(session: Session) -> Prediction:
+        waiting = [asyncio.create_task(session.asubmit(SMALL)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match="too many pictures wait to be decoded: try again in") as refused:
+            await session.asubmit(SMALL)
+        assert 0 < refused.value.expected_wait_s < 1
+        gate.set()
+        await asyncio.gather(*waiting)
+        return await session.asubmit(SMALL)
+
+    with session_of() as session:
+        monkeypatch.setattr(session, "prepare", gated)
+        assert asyncio.run(ask(session)).top
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_answer_is_none_whoever_asks(
+    session_of: Callable[..., Session], monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    with session_of() as session:
+        answered = session.runner.run
+
+        def run(feeds: Any) -> Any:
+            outputs = answered(feeds)
+            outputs["logits"][-1, 2] = value
+            return outputs
+
+        monkeypatch.setattr(session, "_run", run)
+        monkeypatch.setattr(session.runner, "run", run)
+        with pytest.raises(OutputError, match="NaN or infinity"):
+            session.classify([SMALL, SMALL])
+        with pytest.raises(OutputError, match="NaN or infinity"):
+            session.submit(SMALL).result(10)
+        assert not np.isfinite(session.run(SMALL[np.newaxis])).all(), "the bare runner's answer, as it is"
 
 
 def test_threads_are_what_was_asked_for(bundle_path: Path) -> None:

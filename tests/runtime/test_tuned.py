@@ -207,6 +207,7 @@ def test_a_damaged_file_is_passed_over(bundle: Bundle, data: bytes) -> None:
         ("max_batch_rows", 0),
         ("max_batch_rows", 10**9),
         ("options", {"threads": 0}),
+        ("options", {"threads": 1 << 40}),
         ("options", {"graph_level": "most"}),
     ],
 )
