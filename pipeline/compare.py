@@ -10,6 +10,7 @@ import msgspec
 
 from trueport.runtime.errors import UsageError
 from trueport.runtime.manifest import MANIFEST
+from trueport.runtime.rounds import CLEAR
 from trueport.runtime.runners import DEFAULT
 from trueport.runtime.verdict import Verdict
 
@@ -178,9 +179,10 @@ def _speed(a: BatchBench, b: BatchBench, *, alike: bool) -> Finding:
     )
     measured |= {"ratio_a": one.ratio, "ratio_b": other.ratio}
     standing: Standing = "same"
-    if other.ratio_high < one.ratio_low / (1 + one.noise):
+    noise = max(one.noise, other.noise, CLEAR)
+    if other.ratio_high < one.ratio_low / (1 + noise):
         standing = "worse"
-    elif other.ratio_low > one.ratio_high * (1 + one.noise):
+    elif other.ratio_low > one.ratio_high * (1 + noise):
         standing = "better"
     if not alike and standing != "same":
         standing = "changed"  # another machine favours one side or the other: neither is at fault

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.comparison import Logits
+from trueport.runtime.comparison import Labels, Logits
 from trueport.runtime.errors import UsageError
 from trueport.runtime.paired import mcnemar_p, paired_interval, samples_to_tell
+from trueport.runtime.rounds import CLEAR
 from trueport.runtime.runner import Runner, RunnerOptions, run_in_batches
 from trueport.runtime.runners import open_runner
+from trueport.runtime.timing import Paired
 from trueport.runtime.timing import compare as timed_in_turns
 
 from .bench import MIN_BLOCKS, tiled
@@ -88,7 +92,7 @@ def _facts(bundle: Bundle, variant: str) -> dict[str, object]:
 def _incomparable(a: Bundle, b: Bundle) -> str:
     """Why the two can't be asked about the same prepared pictures; empty where they can."""
     ours, theirs = a.manifest, b.manifest
-    if ours.task != theirs.task or ours.task != "classification":
+    if ours.task != theirs.task:
         return f"A is a model of {ours.task}, B of {theirs.task}"
     if sorted(ours.labels) != sorted(theirs.labels):
         return "they have other labels"
@@ -107,25 +111,35 @@ def _answers(
 ) -> Iterator[Finding]:
     """On the pictures that either of them holds out, each once; logits of B in A's order of labels."""
     images, truth = _pictures(*bundles)
-    place = [bundles[1].manifest.labels.index(label) for label in bundles[0].manifest.labels]
-    a, b = run_in_batches(ours, images), run_in_batches(theirs, images)[:, place]
-    yield _logits(a, b, bundles[0].variant(variant).bounds.max_abs)
+    a, b = run_in_batches(ours, images), run_in_batches(theirs, images)[:, _order(*bundles)]
+    yield _logits(a, b, truth, bundles[0].variant(variant).bounds.max_abs)
     yield _accuracy(a, b, truth, margin)
 
 
-def _pictures(a: Bundle, b: Bundle) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    seen: dict[bytes, tuple[NDArray[np.uint8], int]] = {}
+def _order(a: Bundle, b: Bundle) -> list[int]:
+    """The place in B of each of A's labels."""
+    return [b.manifest.labels.index(label) for label in a.manifest.labels]
+
+
+def _pictures(a: Bundle, b: Bundle) -> tuple[NDArray[np.uint8], Labels]:
+    """The pictures, and their true labels in A's order, shaped as `Evaluation` has them."""
+    seen: dict[bytes, tuple[NDArray[np.uint8], Labels]] = {}
     for bundle in (a, b):
-        evaluation = bundle.evaluation()
-        for image, label in zip(evaluation.images, evaluation.labels, strict=True):
-            seen[image.tobytes()] = image, a.manifest.labels.index(bundle.manifest.labels[int(label)])
+        evaluation, order = bundle.evaluation(), _order(a, bundle)
+        truth = evaluation.labels[:, order] if evaluation.labels.ndim > 1 else np.argsort(order)[evaluation.labels]
+        seen.update((image.tobytes(), (image, label)) for image, label in zip(evaluation.images, truth, strict=True))
     return np.stack([image for image, _ in seen.values()]), np.array([label for _, label in seen.values()])
 
 
-def _logits(a: Logits, b: Logits, allowed: float) -> Finding:
+def _answered(logits: Logits, truth: Labels) -> NDArray[np.integer[Any]]:
+    """Shaped as the truth: the class, or of several labels a picture for each whether it is said to be there."""
+    return logits.argmax(1) if truth.ndim == 1 else (logits > 0).astype(truth.dtype)
+
+
+def _logits(a: Logits, b: Logits, truth: Labels, allowed: float) -> Finding:
     difference = np.abs(a.astype(np.float64) - b)
     largest = float(difference.max())
-    changed = int(np.sum(a.argmax(1) != b.argmax(1)))
+    changed = int(np.sum(_answered(a, truth) != _answered(b, truth)))
     same = largest <= allowed
     said = "within" if same else "beyond"
     return Finding(
@@ -133,31 +147,34 @@ def _logits(a: Logits, b: Logits, allowed: float) -> Finding:
         standing="same" if same else "changed",
         measured={"max_abs": largest if np.isfinite(largest) else None, "changed": float(changed)},
         detail=f"largest difference of a logit {largest:.3g}, {said} A's own bound of {allowed:.3g}; "
-        f"{changed} of {len(a)} predictions changed",
+        f"{changed} of {truth.size} {'predictions' if truth.ndim == 1 else 'decisions'} changed",
     )
 
 
-def _accuracy(a: Logits, b: Logits, truth: NDArray[np.int64], margin: float) -> Finding:
-    right = [np.isfinite(logits).all(axis=1) & (logits.argmax(1) == truth) for logits in (a, b)]
+def _accuracy(a: Logits, b: Logits, truth: Labels, margin: float) -> Finding:
+    """Of predictions, or where a picture has several labels of decisions. A row with a NaN is no answer."""
+    right = [((_answered(logits, truth) == truth).T & np.isfinite(logits).all(axis=1)).T for logits in (a, b)]
     lost, won = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
-    low, high = (100 * end for end in paired_interval(lost, won, len(truth)))
+    low, high = (100 * end for end in paired_interval(lost, won, truth.size))
     needed = None
     standing: Standing
-    if low > 0:
+    if max(-low, high) <= margin:
+        standing = "same"
+    elif low > 0:
         standing = "worse"
     elif high < 0:
         standing = "better"
-    elif max(-low, high) <= margin:
-        standing = "same"
     else:
-        standing, needed = "undecided", samples_to_tell(lost, won, len(truth), margin / 100)
+        standing, needed = "undecided", samples_to_tell(lost, won, truth.size, margin / 100)
     detail = (
-        f"top-1 {right[0].mean():.2%} -> {right[1].mean():.2%} on the same {len(truth)} held-out pictures: between "
-        f"{low:.2f} and {high:.2f} points lost, {lost} lost and {won} won, McNemar's p {mcnemar_p(lost, won):.2g}"
+        f"{'top-1' if truth.ndim == 1 else 'decisions'} {right[0].mean():.2%} -> {right[1].mean():.2%} on the same "
+        f"{len(truth)} held-out pictures: between {low:.2f} and {high:.2f} points lost, {lost} lost and {won} won, "
+        f"McNemar's p {mcnemar_p(lost, won):.2g}"
     )
     if standing == "undecided":
+        pictures = math.ceil(needed * len(truth) / truth.size) if needed else 0
         detail += f"; {margin:g} points would be no difference, " + (
-            f"about {needed:,} pictures would tell" if needed else "and no number of pictures would tell"
+            f"about {pictures:,} pictures would tell" if needed else "and no number of pictures would tell"
         )
     measured = {"drop_low": low, "drop_high": high, "lost": float(lost), "won": float(won)}
     return Finding(what="accuracy", standing=standing, measured=dict(measured), detail=detail)
@@ -177,15 +194,24 @@ def _speeds(
             min_blocks=MIN_BLOCKS,
             rows=batch,
         )
-        standing: Standing = "better" if paired.ratio > 1 else "worse"
-        beyond = ""
-        if not paired.differs:
-            standing = "same" if paired.ratio_low >= SLOWEST else "undecided"
-            beyond = f", no difference beyond the noise of {paired.noise:.0%}"
-        yield Finding(
-            what=f"speed at batch {batch}",
-            standing=standing,
-            measured={"ratio": paired.ratio, "ratio_low": paired.ratio_low, "ratio_high": paired.ratio_high},
-            detail=f"{paired.a.median_ms:.3g} -> {paired.b.median_ms:.3g} ms, B {paired.ratio:.2f} times as fast "
-            f"({paired.ratio_low:.2f} to {paired.ratio_high:.2f}){beyond}",
-        )
+        yield _speed(batch, paired)
+
+
+def _speed(batch: int, paired: Paired) -> Finding:
+    noise = max(paired.noise, CLEAR)  # each was opened once, which no noise within the run shows
+    standing: Standing
+    beyond = ""
+    if paired.ratio_low > 1 + noise:
+        standing = "better"
+    elif paired.ratio_high < 1 / (1 + noise):
+        standing = "worse"
+    else:
+        standing = "same" if paired.ratio_low >= SLOWEST else "undecided"
+        beyond = f", no difference beyond the noise of {noise:.0%}"
+    return Finding(
+        what=f"speed at batch {batch}",
+        standing=standing,
+        measured={"ratio": paired.ratio, "ratio_low": paired.ratio_low, "ratio_high": paired.ratio_high},
+        detail=f"{paired.a.median_ms:.3g} -> {paired.b.median_ms:.3g} ms, B {paired.ratio:.2f} times as fast "
+        f"({paired.ratio_low:.2f} to {paired.ratio_high:.2f}){beyond}",
+    )

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.rounds import Difference, difference, student_quantile
+from trueport.runtime.rounds import CLEAR, Difference, difference, student_quantile
 from trueport.runtime.verdict import Verdict, judged, undecided
 
 from .console import Table
@@ -22,8 +22,6 @@ from .console import Table
 GATE = "latency"
 MARGIN = 0.05
 """A port may take so much longer than its baseline: half of the slowdown that has to be found."""
-CLEAR = 0.02
-"""The interval of a failure keeps so far from 1: processes differ by about a per cent in what no round of one shows."""
 FALSE_ALARMS = 0.05
 """At most, of all verdicts of one run together, where nothing got slower."""
 POWER = 0.95

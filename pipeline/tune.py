@@ -153,7 +153,7 @@ def _tuned(
 def _choice(arm: Arm, timings: Mapping[Arm, Timing], judged: Judged, resting: Choice | None = None) -> Choice:
     timing, candidate = timings[arm], arm.candidate
     curve = sorted((known.batch, found.ms) for known, found in timings.items() if known.candidate == candidate)
-    low, high = timing.interval
+    low, high = timing.images_per_s_range
     return Choice(
         variant=candidate.variant,
         runner=candidate.runner,

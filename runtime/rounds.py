@@ -32,6 +32,9 @@ FEWEST_ROUNDS = 8
 TURN_S = 0.002
 """One turn of one call: much shorter than what neighbours do, much longer than what a change of call costs."""
 WARM_UP_S = 0.02
+CLEAR = 0.02
+"""An interval keeps so far from 1 where a difference is told of what was opened once, or in one process: by about a per
+cent openings and processes differ in what nothing within them shows."""
 TRIMMED = 0.2
 """Share of the rounds that is left out at either end."""
 

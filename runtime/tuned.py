@@ -50,8 +50,9 @@ class Choice(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     curve: tuple[tuple[Rows, float], ...]
     """(rows, median milliseconds), rows ascending."""
     images_per_s: float
-    """At `max_batch_rows`, of the median; with its 95 % interval."""
+    """At `max_batch_rows`, of the median."""
     images_per_s_low: float
+    """Of the slowest turn in the search: with the fastest a range, no interval."""
     images_per_s_high: float
     p99_ms: float | None
     """At `max_batch_rows`; None where too few calls were timed for it."""

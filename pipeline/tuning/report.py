@@ -186,7 +186,7 @@ def tune_summary(report: TuneReport) -> tuple[str, ...]:
 def _chosen(choice: Choice) -> str:
     return (
         f"{choice.described()}, batch {choice.max_batch_rows}: {choice.images_per_s:,.0f} images/s "
-        f"({choice.images_per_s_low:,.0f} to {choice.images_per_s_high:,.0f}), "
+        f"(turns from {choice.images_per_s_low:,.0f} to {choice.images_per_s_high:,.0f}), "
         f"{choice.drop_points:.2f} points of accuracy lost{_at_rest(choice)}"
     )
 

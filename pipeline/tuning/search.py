@@ -24,7 +24,7 @@ ROUNDS = 3
 """Rounds of halving after the first look."""
 FINALISTS = 3
 HOPELESS = 2.0
-"""So many times the leader's time, beyond both intervals: it is not timed at other batches."""
+"""So many times the leader's time, beyond the turns of both: it is not timed at other batches."""
 P99 = 0.99
 P99_TRIES = 6
 MARGIN = 1.15
@@ -32,13 +32,15 @@ MARGIN = 1.15
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """How long one call takes: the median with its 95 % interval, over segments that others' took turns with."""
+    """How long one call takes: the median over its turns among others, each by its own median."""
 
     rows: int
     calls: int
     ms: float
     low_ms: float
+    """Of the fastest turn: no interval, the turns are too few for one."""
     high_ms: float
+    """Of the slowest turn."""
     p99_ms: float | None
     """None where too few calls stand behind it."""
 
@@ -48,8 +50,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         return self.rows / self.ms * 1e3
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Of the images a second."""
+    def images_per_s_range(self) -> tuple[float, float]:
+        """Of the slowest turn and of the fastest."""
         return self.rows / self.high_ms * 1e3, self.rows / self.low_ms * 1e3
 
 

@@ -20,7 +20,7 @@ from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import GIB, memory_gib
 from trueport.runtime.runner import Runner
 from trueport.runtime.runners import open_runner
-from trueport.runtime.timing import Paired, Samples, compare, no_collector, ratio_interval, timed, wait_until_quiet
+from trueport.runtime.timing import Paired, Samples, compare, no_collector, timed, wait_until_quiet
 from trueport.runtime.verdict import Verdict
 
 from ..bench import tiled
@@ -167,11 +167,15 @@ def _contest(a: Arm, b: Arm, paired: Paired) -> Contest:
 
 
 def _timing(segments: Sequence[NDArray[np.float64]], rows: int) -> Timing:
-    """The median over segments, each by its own median."""
     summary = Samples(np.concatenate(segments), rows).summary()
-    middle, low, high = ratio_interval(np.log([np.median(segment) for segment in segments]), seed=0)
+    turns_ms = [float(np.median(segment)) * 1e3 for segment in segments]
     return Timing(
-        rows=rows, calls=summary.count, ms=middle * 1e3, low_ms=low * 1e3, high_ms=high * 1e3, p99_ms=summary.p99_ms
+        rows=rows,
+        calls=summary.count,
+        ms=float(np.median(turns_ms)),
+        low_ms=min(turns_ms),
+        high_ms=max(turns_ms),
+        p99_ms=summary.p99_ms,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ from trueport.pipeline.bench import BatchBench, BenchReport
 from trueport.pipeline.check import CheckReport, check
 from trueport.pipeline.compare import compare
 from trueport.pipeline.comparing import Comparison, comparison_table
-from trueport.runtime.bundle import sealed
+from trueport.runtime.bundle import Bundle, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import describe_machine
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
+from trueport.runtime.paired import samples_to_tell
 from trueport.runtime.runner import RunnerReport
 from trueport.runtime.timing import LatencySummary, Paired
 from trueport.runtime.verdict import judged, not_run, undecided
@@ -92,16 +95,74 @@ def test_a_model_that_lost_accuracy_is_worse_and_the_other_way_round_better(
 
 
 @pytest.mark.parametrize(
-    ("lost", "won", "standing"), [(0, 0, "same"), (1, 0, "undecided"), (9, 0, "worse"), (0, 9, "better")]
+    ("lost", "won", "count", "standing"),
+    [
+        (0, 0, 400, "same"),
+        (1, 0, 400, "undecided"),
+        (9, 0, 400, "worse"),
+        (0, 9, 400, "better"),
+        (12, 0, 5000, "same"),  # beyond chance, and less than what is no difference
+        (0, 12, 5000, "same"),
+    ],
 )
-def test_accuracy_is_told_by_its_interval(lost: int, won: int, standing: str) -> None:
-    truth = np.zeros(400, np.int64)
+def test_accuracy_is_told_by_its_interval(lost: int, won: int, count: int, standing: str) -> None:
+    truth = np.zeros(count, np.int64)
     right, wrong = np.eye(2)[truth], np.eye(2)[1 - truth]
     a, b = right.copy(), right.copy()
     b[:lost], a[lost : lost + won] = wrong[:lost], wrong[:won]
     finding = compare_bundles._accuracy(a, b, truth, 1.0)
     assert finding.standing == standing
     assert ("pictures would tell" in finding.detail) == (standing == "undecided")
+
+
+def test_of_several_labels_a_picture_the_decisions_are_compared(labels_bundle: Path) -> None:
+    comparison = compare(labels_bundle, labels_bundle)
+    assert comparison.verdict == "same"
+    details = {finding.what: finding.detail for finding in comparison.findings}
+    assert "0 of 480 decisions changed" in details["answers"]
+    assert details["accuracy"].startswith("decisions ")
+    assert "on the same 120 held-out pictures" in details["accuracy"]
+
+
+def test_decisions_that_are_lost_are_counted() -> None:
+    truth = np.zeros((100, 4), np.uint8)
+    a = np.full(truth.shape, -1.0)
+    for wrong, standing in ((9, "worse"), (1, "undecided")):
+        b = a.copy()
+        b.flat[:wrong] = 1
+        finding = compare_bundles._accuracy(a, b, truth, 1.0)
+        assert (finding.standing, finding.measured["lost"]) == (standing, wrong)
+    assert f"about {math.ceil((samples_to_tell(1, 0, 400, 0.01) or 0) / 4)} pictures would tell" in finding.detail
+    b[0, 3] = np.nan
+    assert compare_bundles._accuracy(a, b, truth, 1.0).measured["lost"] == 4, "no answer to the picture at all"
+
+
+def test_labels_of_marks_in_another_order_are_matched_by_name(labels_bundle: Path, tmp_path: Path) -> None:
+    other = changed_manifest(
+        Path(shutil.copytree(labels_bundle, tmp_path / "other.bundle")),
+        labels=Bundle.open(labels_bundle).manifest.labels[::-1],
+    )
+    a, b = Bundle.open(labels_bundle), Bundle.open(other)
+    images, truth = compare_bundles._pictures(b, a)
+    assert len(images) == len(truth) == 120
+    np.testing.assert_array_equal(truth, a.evaluation().labels[:, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "spread", "standing"),
+    [
+        (1.0, 1.002, "same"),
+        (1.015, 1.002, "same"),
+        (1 / 1.015, 1.002, "same"),
+        (1.04, 1.002, "better"),
+        (1 / 1.04, 1.002, "worse"),
+        (1.0, 1.4, "undecided"),
+    ],
+)
+def test_what_two_openings_of_one_bundle_differ_by_is_no_difference(ratio: float, spread: float, standing: str) -> None:
+    finding = compare_bundles._speed(1, paired(ratio, spread, noise=0.001))
+    assert finding.standing == standing
+    assert ("no difference beyond the noise of 2%" in finding.detail) == (standing in {"same", "undecided"})
 
 
 def test_labels_in_another_order_are_matched_by_name(bundle_path: Path, own_bundle: Path) -> None:
@@ -114,7 +175,10 @@ def test_labels_in_another_order_are_matched_by_name(bundle_path: Path, own_bund
 
 @pytest.mark.parametrize(
     ("changes", "why"),
-    [({"labels": tuple("abcdefghij")}, "other labels"), ({"task": "multilabel"}, "B of multilabel")],
+    [
+        ({"labels": tuple("abcdefghij")}, "other labels"),
+        ({"task": "multilabel"}, "A is a model of classification, B of multilabel"),
+    ],
 )
 def test_what_can_not_be_asked_the_same_is_undecided(
     bundle_path: Path, own_bundle: Path, changes: dict[str, Any], why: str
@@ -165,9 +229,9 @@ def test_a_gate_that_one_report_lacks_proves_nothing(checked: CheckReport, tmp_p
     assert compare(*written(tmp_path, fewer, checked)).verdict == "changed"
 
 
-def bench_report(ratio: float | None, key: str = "a", batch: int = 1) -> BenchReport:
+def bench_report(ratio: float | None, key: str = "a", batch: int = 1, **options: float) -> BenchReport:
     runner = RunnerReport(name="onnxruntime:cpu", provider="CPU", device="cpu", threads=1, versions={})
-    timed = BatchBench(batch=batch, port=summary(1.0), paired=paired(ratio) if ratio else None)
+    timed = BatchBench(batch=batch, port=summary(1.0), paired=paired(ratio, **options) if ratio else None)
     return BenchReport(
         bundle="digits", version="1", variant="fp32", machine=msgspec.structs.replace(describe_machine(), key=key),
         port=runner, original=runner, original_not_run="", seconds=1.0, other_load=None, batches=(timed,),
@@ -183,6 +247,12 @@ def test_speeds_are_compared_beside_the_original(tmp_path: Path) -> None:
         ((4.0, None), "aa", "undecided"),
     ):
         reports = (bench_report(ratio, key) for ratio, key in zip(ratios, keys, strict=True))
+        assert compare(*written(tmp_path, *reports)).verdict == verdict
+
+
+def test_what_two_processes_differ_by_is_no_difference(tmp_path: Path) -> None:
+    for ratio, verdict in ((3.95, "same"), (3.8, "worse")):
+        reports = (bench_report(one, spread=1.001, noise=0.0) for one in (4.0, ratio))
         assert compare(*written(tmp_path, *reports)).verdict == verdict
 
 

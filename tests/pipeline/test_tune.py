@@ -73,6 +73,14 @@ def test_what_it_writes_is_what_load_takes(own_bundle: Path) -> None:
     Bundle.open(own_bundle)  # as whole as before
 
 
+def test_a_timing_tells_the_range_of_its_turns() -> None:
+    turns = [np.array(seconds) for seconds in ([0.004, 0.004, 0.1], [0.002], [0.003])]
+    timing = workshop._timing(turns, 4)
+    assert (timing.ms, timing.low_ms, timing.high_ms) == (3.0, 2.0, 4.0)
+    assert timing.images_per_s_range == (1000.0, 2000.0)
+    assert timing.calls == 5
+
+
 def test_where_spinning_is_faster_it_is_taken_but_by_a_server(
     own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

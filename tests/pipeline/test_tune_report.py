@@ -143,10 +143,10 @@ def test_the_notes_tell_the_choices_and_what_was_not_opened(report: TuneReport) 
         "not opened: bf16 on openvino:cpu: no bf16",
         "not on this machine: onnxruntime:cuda; `trueport tune --runner NAME` says why",
         "a note",
-        "fastest: int8-cpu on openvino:cpu, 2 threads, batch 32: 3,200 images/s (3,000 to 3,300), 0.25 points of "
-        "accuracy lost; 9.60x the default, fp32 on onnxruntime:cpu, 2 threads, at this batch (9.20 to 9.90)",
-        "p99 below 5 ms: int8-cpu on openvino:cpu, 2 threads, batch 8: 3,200 images/s (3,000 to 3,300), 0.25 points of "
-        "accuracy lost, p99 4.5 ms",
+        "fastest: int8-cpu on openvino:cpu, 2 threads, batch 32: 3,200 images/s (turns from 3,000 to 3,300), 0.25 "
+        "points of accuracy lost; 9.60x the default, fp32 on onnxruntime:cpu, 2 threads, at this batch (9.20 to 9.90)",
+        "p99 below 5 ms: int8-cpu on openvino:cpu, 2 threads, batch 8: 3,200 images/s (turns from 3,000 to 3,300), "
+        "0.25 points of accuracy lost, p99 4.5 ms",
         "soonest: int8-cpu on openvino:cpu, 2 threads, 1.25 ms for a single picture",
         "written to digits.bundle/tuned/0123456789ab.json, where `load`, `predict` and `serve` find it",
     )
