@@ -19,7 +19,7 @@ COMPUTING = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY", "EINSUM")
 PASSING = ("SHUFFLE", "IDENTITY", "SQUEEZE", "UNSQUEEZE", "SLICE", "CONCATENATION", "POOLING")
 """Layer types that int8 passes through unchanged."""
 PRECISIONS = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8"}
-WAY_OUT = "export with another opset (--opset), or run this variant on onnxruntime:cuda"
+WAY_OUT = "export with another opset (--set export.opset=…), or run this variant on onnxruntime:cuda"
 
 
 def network_from_onnx(trt: Any, kind: Flavour, builder: Any, log: Any, graph: bytes, name: str) -> tuple[Any, Any]:
@@ -61,7 +61,7 @@ def _told(error: Any) -> str:
 
 
 def layers_from_network(network: Any) -> dict[str, int]:
-    """Layers that compute, by the type they compute in: int8 where all their operands come out of a Dequantize."""
+    """Layers that compute, by the type they compute in: int8 where both factors come out of a Dequantize."""
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     makers = {output.name: layer for layer in layers for output in _outputs(layer)}
     return dict(Counter(_precision(layer, makers) for layer in layers if layer.type.name in COMPUTING))
@@ -69,7 +69,9 @@ def layers_from_network(network: Any) -> dict[str, int]:
 
 def _precision(layer: Any, makers: dict[str, Any]) -> str:
     operands = [tensor for tensor in _inputs(layer)[:2] if tensor is not None]
-    if operands and all(_dequantized(tensor, makers) for tensor in operands):
+    # Weights that are constants as they are make no tensor: such a layer is in float, though its input may be shared
+    # with one in int8 and come out of that one's Dequantize.
+    if len(operands) == 2 and all(_dequantized(tensor, makers) for tensor in operands):
         return "int8"
     dtype: str = operands[0].dtype.name if operands else layer.get_output(0).dtype.name
     return PRECISIONS.get(dtype, dtype.lower())

@@ -5,6 +5,7 @@ torch's exporter is asked, never believed: opset, batch axis, input and output a
 
 from __future__ import annotations
 
+import math
 import warnings
 from importlib import metadata
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 BATCH = "batch"
 BF16_OPSET = 22
 """The first in which ONNX's Conv and pools take bfloat16."""
+TOO_LARGE = 2**31
+"""Bytes that protobuf can't hold in one message."""
 
 
 def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype | None = None) -> onnx.ModelProto:
@@ -30,7 +33,8 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
 
     dtype: what the graph computes in; None: float32. bfloat16 needs opset 22, and is written in no lower one.
     Labels and preprocessing travel in the graph's metadata.
-    Raises ExportError where torch can't export the module or the graph breaks the contract.
+    Raises ExportError where torch can't export the module or the graph breaks the contract, UsageError where the graph
+    is too large.
     """
     try:
         import onnxscript  # noqa: F401 — the exporter's own dependency, named before it fails inside
@@ -62,6 +66,7 @@ def onnx_from_original(original: Original, opset: int = 20, dtype: torch.dtype |
     if program is None:
         raise ExportError(f"torch's exporter returned nothing for {original.arch}")
     model: onnx.ModelProto = program.model_proto
+    refuse_large(model)  # before anything wants it in one piece
     rewrite(model)
     _describe(model, original, opset)
     check_contract(model, original, opset)
@@ -120,5 +125,17 @@ def _describe(model: onnx.ModelProto, original: Original, opset: int) -> None:
 
 def refuse_large(model: onnx.ModelProto) -> None:
     """Raise UsageError for a graph that protobuf can't hold in one file."""
-    if model.ByteSize() >= 2**31:
-        raise UsageError(f"the graph has {model.ByteSize():,} bytes; graphs of 2 GiB and more are not supported yet")
+    size = _bytes_of_weights(model)  # without serializing them, which is how protobuf learns a size and fails here
+    if size < TOO_LARGE:
+        size = model.ByteSize()
+    if size >= TOO_LARGE:
+        raise UsageError(f"the graph has {size:,} bytes; graphs of 2 GiB and more are not supported yet")
+
+
+def _bytes_of_weights(model: onnx.ModelProto) -> int:
+    import onnx
+
+    return sum(
+        math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for tensor in model.graph.initializer
+    )

@@ -1,11 +1,14 @@
 """The original in 16 bits: what it answers, and so what a port in 16 bits may differ by.
 
 Products are computed in float32 of 16-bit factors and rounded, which is what matrix units do; torch's own kernels for
-the CPU are slow in 16 bits, not all there, and round elsewhere on each processor.
+the CPU are slow in 16 bits, not all there, and round elsewhere on each processor. Attention is taken apart into its
+products and its softmax, as in the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,8 +51,25 @@ def half_bounds(
 
 def answers_in(original: Original, images: Rows, dtype: torch.dtype) -> NDArray[np.float32]:
     """Logits (N, K) of the original in 16 bits."""
-    with _products_in_float32():
+    with _attention_in_parts(), _products_in_float32():
         return run_in_batches(OriginalRunner(original, dtype=dtype), images).astype(np.float32)
+
+
+@contextmanager
+def _attention_in_parts() -> Iterator[None]:
+    """No kernel that computes it in one; torch has one setting for the whole process, which is put back."""
+    from torch.backends import cuda, mha  # cuda's is that of the CPU too
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    fast, low = mha.get_fastpath_enabled(), cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+    mha.set_fastpath_enabled(False)
+    cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
+        cuda.allow_fp16_bf16_reduction_math_sdp(low)
 
 
 def _products_in_float32() -> Any:
@@ -58,7 +78,7 @@ def _products_in_float32() -> Any:
     from torch.utils._pytree import tree_map_only
 
     aten = torch.ops.aten
-    products = {aten.convolution.default, aten.addmm.default, aten.mm.default, aten.bmm.default}
+    products = {getattr(aten, name).default for name in ("convolution", "addmm", "baddbmm", "mm", "bmm", "mv", "dot")}
 
     def in_float32(function: Any, args: Any, options: Any) -> Any:
         kinds = set()
@@ -73,11 +93,16 @@ def _products_in_float32() -> Any:
 
     class ProductsInFloat32(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
             if func in products:
-                return in_float32(func, args, kwargs or {})
+                return in_float32(func, args, kwargs)
+            with self:  # without autograd what consists of others, conv2d and linear too, arrives here whole
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
             try:
-                return func(*args, **(kwargs or {}))
+                return func(*args, **kwargs)
             except NotImplementedError:  # torch has no such kernel for the CPU: local response norm in float16
-                return in_float32(func, args, kwargs or {})
+                return in_float32(func, args, kwargs)
 
     return ProductsInFloat32()  # type: ignore[no-untyped-call]

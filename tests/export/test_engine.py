@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from trueport import models
@@ -95,6 +95,39 @@ def test_every_layer_of_a_residual_network_is_in_the_precision_of_its_graph(
         assert engine.layers == {precision: LAYERS}
         assert engine.layers_from == "network"
         assert engine.plan[:4] == b"vtrt"
+
+
+def shared_pair() -> bytes:
+    """Two convolutions that read one dequantized tensor; the weights of the first alone are quantized."""
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 8, 8, 1])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 4, 6, 6])
+    weights = np.random.default_rng(0).normal(size=(4, 1, 3, 3)).astype(np.float32)
+    tensors: dict[str, Any] = {
+        "scale": np.float32(2), "zero": np.int8(0),
+        "whole": (weights * 40).astype(np.int8), "step": np.full(4, 0.025, np.float32), "zeros": np.zeros(4, np.int8),
+        "plain": weights,
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["real"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("QuantizeLinear", ["planes", "scale", "zero"], ["integers"]),
+        helper.make_node("DequantizeLinear", ["integers", "scale", "zero"], ["shared"]),
+        helper.make_node("DequantizeLinear", ["whole", "step", "zeros"], ["kernel"], axis=0),
+        helper.make_node("Conv", ["shared", "kernel"], ["first"]),
+        helper.make_node("Conv", ["shared", "plain"], ["second"]),
+        helper.make_node("Add", ["first", "second"], ["logits"]),
+    ]
+    held = [numpy_helper.from_array(np.asarray(value), name) for name, value in tensors.items()]
+    made: bytes = helper.make_model(
+        helper.make_graph(nodes, "shared", [image], [logits], held),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    ).SerializeToString()
+    return made
+
+
+def test_a_layer_in_float_beside_one_in_int8_is_told_apart_by_its_weights() -> None:
+    assert built(shared_pair(), ("sm86",)).layers == {"int8": 1, "fp32": 1}
 
 
 def test_bfloat16() -> None:

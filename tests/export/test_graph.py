@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from trueport import models
+from trueport.export import graph as graph_module
 from trueport.export.graph import check_contract, onnx_from_original
 from trueport.export.original import Original, OriginalRunner, served_module
-from trueport.runtime.errors import ExportError
+from trueport.runtime.errors import ExportError, UsageError
 from trueport.runtime.manifest import Normalisation, Preprocessing
 
 
@@ -64,6 +65,20 @@ def test_normalisation_is_in_the_graph() -> None:
     for row, (red, green, blue) in enumerate([(255, 128, 0), (0, 51, 255)]):
         expected = [(red / 255 - 0.4) / 0.2, (green / 255 - 0.5) / 0.3, (blue / 255 - 0.6) / 0.4]
         assert logits[row] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_graph_that_is_too_large_is_refused_before_anything_wants_it_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("This protobuf of onnx model is too large (>2GiB)")
+
+    monkeypatch.setattr("onnx.checker.check_model", fail)
+    monkeypatch.setattr(graph_module, "TOO_LARGE", 100_000)  # LeNet's weights are larger
+    with pytest.raises(
+        UsageError, match=r"the graph has \d{3},\d{3} bytes; graphs of 2 GiB and more are not supported"
+    ):
+        onnx_from_original(original())
 
 
 def test_labels_and_preprocessing_travel_with_the_graph(graph: onnx.ModelProto, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trueport.export.golden import HEADROOM, exact_answers, extremes
 from trueport.export.half import answers_in, half_bounds
@@ -45,6 +48,67 @@ def test_products_are_rounded_once(dtype: torch.dtype) -> None:
     pixels = ((torch.from_numpy(images).float() / 255 - 0.5) / 0.5).to(dtype).float().flatten(1)
     expected = torch.nn.functional.linear(pixels, weight, bias).to(dtype).float()
     assert torch.equal(torch.from_numpy(answers_in(linear, images, dtype)), expected)
+
+
+class Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """What torch computes in the end, with the types of its operands."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operators: list[tuple[str, set[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kinds = {value.dtype for value in args if isinstance(value, torch.Tensor)}
+        self.operators.append((str(func).split(".")[1], kinds))
+        return func(*args, **(kwargs or {}))
+
+
+class Attention(nn.Module):
+    """Of eight tokens, by the layer that vision transformers are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        tokens = image.flatten(1, 2)
+        answered: torch.Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return answered.flatten(1)[:, :2]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    ("module", "least"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 2, 8), nn.Flatten()), 1),
+        (nn.Sequential(nn.ConvTranspose2d(1, 2, 1), nn.AvgPool2d(8), nn.Flatten()), 1),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 1),
+        (Attention(), 4),
+    ],
+    ids=["convolution", "transposed", "linear", "attention"],
+)
+def test_no_product_is_left_to_the_processor_s_own_kernels_for_16_bits(
+    module: nn.Module, least: int, dtype: torch.dtype
+) -> None:
+    with Seen() as seen:
+        answers_in(trivial(module), extremes(SMALL), dtype)
+    told = ("conv", "mm", "linear", "matmul", "attention")
+    products = [kinds for name, kinds in seen.operators if any(word in name for word in told)]
+    assert len(products) >= least
+    assert all(kinds == {torch.float32} for kinds in products)
+    assert any(dtype in kinds for _, kinds in seen.operators), "what is no product stays in 16 bits"
+
+
+def test_how_attention_is_computed_elsewhere_is_left_as_it_was() -> None:
+    cuda, mha = torch.backends.cuda, torch.backends.mha
+
+    def settings() -> tuple[bool, bool, bool]:
+        low = cuda.fp16_bf16_reduction_math_sdp_allowed()  # type: ignore[no-untyped-call]
+        return mha.get_fastpath_enabled(), low, cuda.flash_sdp_enabled()  # type: ignore[no-untyped-call]
+
+    before = settings()
+    answers_in(trivial(Attention()), extremes(SMALL), torch.float16)
+    assert settings() == before
 
 
 def test_what_torch_can_not_do_in_half_on_a_cpu_is_done_in_float() -> None:

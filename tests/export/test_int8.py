@@ -116,11 +116,14 @@ def test_what_can_not_be_had_is_one_sentence(hard: onnx.ModelProto) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_several_labels_are_scored_by_decision(easy: onnx.ModelProto) -> None:
+def test_several_labels_are_scored_by_picture(easy: onnx.ModelProto) -> None:
     logits = written_answers(easy, PICTURES)
     truth = (logits > 0).astype(np.uint8)
-    truth[:, 0] ^= 1
-    assert Validation(PICTURES, truth, logits, "multilabel").score(logits) == 0.75
+    assert Validation(PICTURES, truth, logits, "multilabel").score(logits) == 1
+    assert Validation(PICTURES, 1 - truth, logits, "multilabel").score(logits) == 0
+    rare = np.eye(1, 4, dtype=np.uint8).repeat(len(PICTURES), axis=0)
+    none = np.full_like(logits, -1)
+    assert Validation(PICTURES, rare, logits, "multilabel").score(none) == 0, "three of four decisions are right"
 
 
 def test_poor_pictures_are_refused_before_anything_is_run() -> None:

@@ -107,6 +107,39 @@ def test_logits_behind_a_pool_are_not_rounded_to_256_levels() -> None:
         assert node.op_type == "AveragePool"
 
 
+def test_every_pair_between_a_pool_and_the_logits_is_taken_away() -> None:
+    """However many nodes that only shape stand between the two."""
+    helper, kind = onnx.helper, onnx.TensorProto
+    weight = np.random.default_rng(1).normal(0, 0.05, (10, 1, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], "cast", to=kind.FLOAT),
+        helper.make_node("Transpose", ["pixels"], ["planes"], "transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["planes", "weight"], ["maps"], "conv"),
+        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"], "pool"),
+        helper.make_node("Reshape", ["pooled", "halves"], ["reshaped"], "reshape"),
+        helper.make_node("Flatten", ["reshaped"], ["logits"], "flatten"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pooled",
+        [helper.make_tensor_value_info("image", kind.UINT8, ["batch", 32, 32, 1])],
+        [helper.make_tensor_value_info("logits", kind.FLOAT, ["batch", 10])],
+        [
+            onnx.numpy_helper.from_array(weight, "weight"),
+            onnx.numpy_helper.from_array(np.array([-1, 2, 5]), "halves"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    seen = ranges(observed(model, PICTURES)[-1], "minmax")
+    for scheme in SCHEMES:
+        made = quantized(prepared(model), seen, scheme)
+        onnx.checker.check_model(made, full_check=True)
+        behind = producers(made)
+        assert [behind[name].op_type for name in ("logits", behind["logits"].input[0])] == ["Flatten", "Reshape"]
+        assert behind[behind[behind["logits"].input[0]].input[0]].op_type == "GlobalAveragePool"
+        assert written_answers(made, PICTURES).shape == (len(PICTURES), 10)
+
+
 def test_layers_can_be_left_in_float_or_be_the_only_ones(lenet: Calibrated) -> None:
     convolutions = [node.name for node in lenet.model.graph.node if node.op_type == "Conv"]
     for scheme in SCHEMES:
