@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PICTURE_BYTES = 256 * 1024
 """Encoded pictures above this are not taken into the golden set."""
+LOOKED_AT = 32
+"""Encoded pictures of which the golden set takes those that are small enough."""
 VALIDATION = 500
 """Pictures of the validation part that calibrations are compared on, at most: a fifth of a point each."""
 
@@ -89,6 +92,19 @@ def _material(dataset: Dataset, parts: Split, preprocessing: Preprocessing, sect
     return Material(calibration, prepared(dataset, judged, preprocessing), dataset.labels[judged])
 
 
+def run_of_weights(recipe: Recipe) -> Path:
+    """The folder of a run that is nothing but the weights `model.init` as they are, measured on the test part.
+
+    It is `runs/NAME-given`; there again for other weights, it is made anew, since it has cost no training.
+    Raises UsageError where the weights are none for this architecture and data, as `train` does.
+    """
+    from .train import train
+
+    folder = Path("runs") / f"{recipe.name}-given"
+    train(msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, epochs=0)), folder, replace=True)
+    return folder
+
+
 def made_by(recipe: Recipe) -> dict[str, Any]:
     """The part of a recipe that a bundle follows from: all but how it is looked at afterwards."""
     return {key: value for key, value in recipe_table(recipe).items() if key not in {"check", "bench"}}
@@ -102,5 +118,10 @@ def _spread(indices: Indices, count: int) -> Indices:
 
 
 def _pictures(dataset: Dataset, indices: Indices, count: int = 2) -> tuple[bytes, ...]:
-    encoded = (dataset.encoded(index) for index in _spread(indices, count).tolist())
-    return tuple(picture for picture in encoded if len(picture) <= PICTURE_BYTES)
+    """A few that are small enough to be shipped; where the first ones are not, more are looked at."""
+    for looked_at in (count, LOOKED_AT):
+        encoded = (dataset.encoded(index) for index in _spread(indices, looked_at).tolist())
+        small = tuple(islice((picture for picture in encoded if len(picture) <= PICTURE_BYTES), count))
+        if small:
+            return small
+    return ()
