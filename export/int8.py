@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from trueport.runtime.comparison import overlaps
 from trueport.runtime.errors import ExportError
 from trueport.runtime.manifest import Method, Quantization, Task, Trial
 
@@ -55,9 +56,9 @@ class Validation:
     task: Task
 
     def score(self, logits: NDArray[Any]) -> float:
-        """Top-1, or the share of right decisions, 0 to 1."""
+        """Top-1, or the mean of `overlaps` where pictures have several labels, 0 to 1: what `check` judges by."""
         if self.task == "multilabel":
-            return float(np.mean((logits > 0) == self.truth.astype(bool)))
+            return float(overlaps(logits, self.truth).mean())
         return float(np.mean(logits.argmax(axis=1) == self.truth))
 
     def trial(self, model: onnx.ModelProto, method: Method, samples: int, float_layers: int = 0) -> Trial:

@@ -56,6 +56,8 @@ class CheckReport(msgspec.Struct, frozen=True, kw_only=True):
     verdicts: tuple[Verdict, ...]
     bundle_sha256: str = ""
     """The manifest's own hash."""
+    data: str | None = None
+    """The labelled pictures, as they were named, in place of the evaluation slice; None: the slice."""
     overridden: dict[str, float] = {}
     """Bounds that were set by hand in place of those that export derived, such as `fp32.max_abs`."""
     seconds: dict[str, float] = {}
@@ -97,8 +99,9 @@ def check(
     data: labelled pictures, as `open_dataset` takes them, in place of the evaluation slice; needs the original.
     trust_code: rebuild an original that a `package.module:factory` of the bundle's choice makes, by running that code;
     without, its recording is the reference. progress is told what is being run.
-    A variant that nobody named and that a runner can't run is a verdict, `not run`, and its graph is judged as it is
-    written.
+    A variant that a runner can't run, and that nobody asked of that very runner by both their names, is a verdict, `not
+    run`; where no runner takes it, its graph is judged as it is written. One that was made for the runner's kind of
+    device and is computed in another precision there has failed.
     Raises UsageError where no runner is named or a bound is unknown, BundleError for a bundle that is not to be
     trusted, MissingError where a runner that was named can't be had at all, or not for a variant that was named.
     """
@@ -123,7 +126,7 @@ def check_bundle(
     progress: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> CheckReport:
-    """`check`, and `explained` where something failed or can't be told; options as `check` has them."""
+    """`check`, and `explained` where something failed or can't be told; options as `check` has them, but for data."""
     report = check(path, threads=threads, trust_code=trust_code, progress=progress, **options)
     return report if report else explained(path, report, threads=threads, trust_code=trust_code, progress=progress)
 
@@ -141,9 +144,12 @@ def explained(
 
     rebuild: where an int8 variant lacks accuracy, write the bundle anew there with the fewest layers in float that it
     needs; progress is told whether that was done.
+    Raises UsageError for a report on other pictures than the bundle's own: by these alone a stage is found.
     """
     from .explain import explain, rebuilt
 
+    if report.data is not None:
+        raise UsageError(f"expected a report on the bundle's own pictures to explain, found one on {report.data}")
     deployment = Deployment(Bundle.open(path))
     found = explain(deployment, report, threads=threads, trust_code=trust_code, progress=progress)
     if rebuild:
@@ -189,7 +195,7 @@ def check_deployment(
     check_names(runners, deployment.runners)
     bundle = overridden(deployment.bundle, bounds or {})
     deployment = replace(deployment, bundle=bundle)
-    wanted = [bundle.variant(name) for name in variants]
+    wanted = [bundle.variant(name) for name in dict.fromkeys(variants)]
     clock = Clock(progress)
     with clock("reading"):
         golden, evaluation, graphs = bundle.golden(), bundle.evaluation(), carried_facts(bundle)
@@ -206,8 +212,7 @@ def check_deployment(
         ports.judge_named(name, wanted)
     if ALL in runners:
         ports.judge_all([name for name in RUNNERS if name not in named], wanted)
-    if not wanted:
-        ports.judge_written()
+    ports.judge_written(wanted)
     verdicts += ports.verdicts
     return CheckReport(
         bundle=bundle.manifest.name,
@@ -218,6 +223,7 @@ def check_deployment(
         runners=tuple(ports.reports),
         verdicts=tuple(verdicts),
         bundle_sha256=bundle.manifest.sha256,
+        data=data,
         overridden=dict(bounds or {}),
         seconds=clock.seconds,
     )
@@ -315,10 +321,12 @@ def _on_data(
 def check_table(report: CheckReport) -> Table:
     """The verdicts as text; what was crossed is named in the notes, with the bound that would have passed."""
     notes = [
-        f"{verdict.gate} of {verdict.variant}: {_words(name)} would have passed with {_number(bound)}"
+        f"{verdict.gate} of {verdict.variant}: {_words(name)} would have passed with {_would_pass(bound)}"
         for verdict in report.failed
         for name, bound in verdict.would_pass.items()
     ]
+    if report.data is not None:
+        notes.append(f"judged on the pictures of {report.data}, in place of the bundle's evaluation slice")
     notes += [f"the bound {name} was set to {value:g} by hand" for name, value in report.overridden.items()]
     if report.seconds:
         slow = {name: spent for name, spent in report.seconds.items() if spent >= TOLD_S}
@@ -359,6 +367,16 @@ def check_summary(report: CheckReport) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _would_pass(bound: float | None) -> str:
+    return "no bound at all" if bound is None else _number(rounded_up(bound))
+
+
+def rounded_up(bound: float) -> float:
+    """To three significant digits and never below: a bound that is copied from what is printed has to pass."""
+    nearest = float(f"{bound:.3g}")
+    return nearest if nearest >= bound else float(f"{bound * 1.005:.3g}")
 
 
 def _number(value: float | None) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from trueport.runtime import comparison
 from trueport.runtime.bundle import Bundle, Evaluation, Golden
 from trueport.runtime.comparison import Logits
-from trueport.runtime.errors import BundleError, ImageError, MissingError
+from trueport.runtime.errors import BundleError, ImageError, MissingError, PrecisionError
 from trueport.runtime.evidence import evidence, labels
 from trueport.runtime.graph_facts import GraphFacts, contradictions, graph_facts, opset_changed
 from trueport.runtime.manifest import Manifest, Variant
@@ -105,7 +105,8 @@ def port_gates(
 ) -> list[Verdict]:
     """Everything that is asked of one variant on an opened runner. asked: the runner's name as it was asked for.
 
-    What it raises while it runs is a verdict, as are answers of another shape; what the machine lacks passes through.
+    What it raises while it runs is a verdict, as are answers of another shape and batches in another precision; what
+    else the machine lacks passes through.
     """
     port = _Port(manifest, variant, runner, asked)
     return [port.contract(facts), *port.judged(reference, golden, evaluation)]
@@ -157,6 +158,8 @@ class _Port:
         """Parity, batch invariance and accuracy; where not even single rows are answered, parity alone."""
         try:
             port, alone = self._answers(golden.images, evaluation.images)
+        except PrecisionError as error:
+            return [self._unanswered(PARITY, error)]
         except MissingError:
             raise
         except Exception as error:  # noqa: BLE001 — a library's or an application's own: whatever it is, it is no answer
@@ -182,6 +185,8 @@ class _Port:
     def _invariance(self, images: NDArray[np.uint8]) -> Verdict:
         try:
             return comparison.batch_invariance(self._infer, images, self._variant.bounds, BATCHES, **self._names)
+        except PrecisionError as error:
+            return self._unanswered(INVARIANCE, error)
         except MissingError:
             raise
         except Exception as error:  # noqa: BLE001 — as above

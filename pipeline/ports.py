@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 from trueport.export.written import open_as_written
 from trueport.runtime.bundle import Evaluation, Golden
-from trueport.runtime.errors import BundleError, MissingError, UsageError
+from trueport.runtime.errors import BundleError, MissingError, PrecisionError, UsageError
 from trueport.runtime.graph_facts import GraphFacts
 from trueport.runtime.manifest import Variant
 from trueport.runtime.runner import Runner, RunnerOptions, RunnerReport
@@ -75,13 +75,13 @@ class Ports:
             for error in dict.fromkeys(self._said(error) for _, error in refused):  # one reason is told once
                 concerned = ", ".join(variant.name for variant, other in refused if self._said(other) == error)
                 self.verdicts.append(not_run(OPENING, concerned, name, error))
-        if first and not self.reports:
+        if first and all(verdict.gate == OPENING for verdict in self.verdicts):
             raise first
 
-    def judge_written(self) -> None:
+    def judge_written(self, wanted: Sequence[Variant]) -> None:
         """Judge the graphs of variants that no runner has taken as they are written: they may be wrong all the same."""
         opened = {verdict.variant for verdict in self.verdicts if verdict.gate != OPENING}
-        for variant in self._bundle.manifest.variants:
+        for variant in wanted or self._bundle.manifest.variants:
             if variant.name in opened:
                 continue
             if not any(variant.name in verdict.variant.split(", ") for verdict in self.verdicts):
@@ -91,17 +91,21 @@ class Ports:
                 self.verdicts.append(not_run(OPENING, variant.name, WRITTEN, self._said(error)))
 
     def _judge(self, name: str, variants: Iterable[Variant]) -> list[tuple[Variant, MissingError]]:
-        """Those variants that the runner does not take, and why."""
+        """Those variants that the runner does not take, and why.
+
+        One that was made for its kind of device and is computed in another precision there has failed: that is no
+        other machine's business.
+        """
         refused = []
         for variant in variants:
             with self._clock(f"{variant.name} on {name}"):
                 try:
                     opened = self._open(name, variant)
-                except MissingError as error:
-                    refused.append((variant, error))
-                    continue
-                except BundleError as error:
-                    self.verdicts.append(failed_opening(variant, name, self._said(error)))
+                except (MissingError, BundleError) as error:
+                    if isinstance(error, MissingError) and not _broken_promise(name, variant, error):
+                        refused.append((variant, error))
+                    else:
+                        self.verdicts.append(failed_opening(variant, name, self._said(error)))
                     continue
                 with closing(opened) as runner:
                     self.reports.append(runner.report())
@@ -118,6 +122,12 @@ class Ports:
         if name == WRITTEN:
             return open_as_written(self._bundle, variant, self._options)
         return self._deployment.open(self._bundle, name, variant.name, self._options)
+
+
+def _broken_promise(runner: str, variant: Variant, error: MissingError) -> bool:
+    """Whether a variant that was made for the very kind of device that the runner runs on is not what it says there."""
+    device = RUNNERS[runner].target if runner in RUNNERS else None
+    return isinstance(error, PrecisionError) and variant.target == device
 
 
 def _made_for(runner: str, variants: Iterable[Variant]) -> list[Variant]:

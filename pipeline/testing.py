@@ -60,10 +60,12 @@ def assert_faithful(
     normalised pictures -> (B, K) logits. It is put into eval mode.
     bounds: in place of derived ones, such as {"int8-cpu.max_drop": 2}. data: labelled pictures in place of the
     bundle's. trust_code: run the factory that the bundle's original is made by. explain: trace what fails to its
-    stage, tensors and cause, which needs torch.
+    stage, tensors and cause, which needs torch and goes without data.
     Raises UsageError for arguments that don't fit each other, and what `check` raises.
     """
     __tracebackhide__ = True
+    if explain and data is not None:
+        raise UsageError("explain finds stage and cause by the bundle's own pictures: expected no data beside it")
     opened = bundle if isinstance(bundle, Bundle) else Bundle.open(Path(bundle))
     deployment = Deployment(opened, labels=None if labels is None else tuple(labels))
     if original is not None:

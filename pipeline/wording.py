@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from trueport.runtime.machine import Machine
 from trueport.runtime.verdict import Verdict
 
-from .check import CheckReport
+from .check import CheckReport, rounded_up
 from .gates import OPENING
 
 MEANINGS = {
@@ -48,6 +48,8 @@ MEASURES = {
     "non_finite": ("answers that are not numbers", ""),
     "top1_original": ("accuracy of the original", "%"),
     "top1_port": ("accuracy of the port", "%"),
+    "overlap_original": ("overlap of answered and true labels, a picture, with the original", "%"),
+    "overlap_port": ("overlap of answered and true labels, a picture, with the port", "%"),
     "decisions_original": ("labels that the original decides rightly", "%"),
     "decisions_port": ("labels that the port decides rightly", "%"),
     "exact_original": ("pictures that the original gets right in every label", "%"),
@@ -57,8 +59,8 @@ MEASURES = {
     "drop_high": ("upper end of its 95 % interval", ""),
     "lost": ("pictures that only the original gets right", ""),
     "won": ("pictures that only the port gets right", ""),
-    "lost_decisions": ("decisions that only the original gets right", ""),
-    "won_decisions": ("decisions that only the port gets right", ""),
+    "worse": ("pictures whose labels the port gets worse", ""),
+    "better": ("pictures whose labels the port gets better", ""),
     "mcnemar_p": ("chance of flips so uneven if both were equally good", ""),
 }
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -220,7 +222,7 @@ def _limit(verdict: Verdict, name: str, allowed: float, by_hand: Sequence[str]) 
         crossed, would_pass = False, ""
     else:
         bound = verdict.would_pass[name]
-        crossed, would_pass = True, "no bound at all" if bound is None else _measured(name, bound)[1]
+        crossed, would_pass = True, "no bound at all" if bound is None else _measured(name, rounded_up(bound))[1]
     set_by_hand = f"{verdict.variant}.{BOUND_OF.get(name, name)}" in by_hand
     return replace(limit, crossed=crossed, would_pass=would_pass, by_hand=set_by_hand)
 

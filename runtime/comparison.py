@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .manifest import Bounds, Task
-from .paired import mcnemar_p, paired_interval, samples_to_tell
+from .paired import Differences, flips, mcnemar_p, score_differences
 from .verdict import Verdict, judged, undecided
 
 Logits = NDArray[np.floating[Any]]
@@ -116,70 +116,89 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
     tied = best[:, -1] - best[:, 0] <= 2 * bounds.max_abs
     changed = ~finite | (port.argmax(1) != original.argmax(1))
     lost, won = int(np.sum(theirs & ~ours)), int(np.sum(ours & ~theirs))
-    count = len(labels)
-    low, high = paired_interval(lost, won, count)
+    differences = flips(lost, won, len(labels))
     measured = {
         "unexplained": float(np.sum(changed & ~tied)),
         "non_finite": float(np.sum(~finite)),
         "top1_original": 100 * float(theirs.mean()),
         "top1_port": 100 * float(ours.mean()),
-        "drop_points": 100 * (lost - won) / count,
-        "drop_low": 100 * low,
-        "drop_high": 100 * high,
+        **_drop(differences),
         "lost": float(lost),
         "won": float(won),
         "mcnemar_p": mcnemar_p(lost, won),
     }
     detail = (
-        f"top-1 {ours.mean():.2%}, the original {theirs.mean():.2%}, on {count} held-out samples; "
+        f"top-1 {ours.mean():.2%}, the original {theirs.mean():.2%}, on {len(labels)} held-out samples; "
         f"{int(changed.sum())} predictions changed, {int(tied.sum())} ties may go either way"
     )
-    return _told(measured, (lost, won, count), bounds, detail, variant, runner)
+    return _told(measured, differences, bounds, detail, variant, runner)
+
+
+def overlaps(logits: Logits, labels: Labels) -> NDArray[np.float64]:
+    """What answers are worth where a picture has several labels (N,), 0 to 1: the share of labels answered or true that
+    are both (Jaccard's index); 1 where there are neither, 0 where a row holds a NaN or an infinity.
+
+    Its mean over pictures is what Godbole and Sarawagi (2004) call accuracy. A picture has one such score, since
+    pictures are what is sampled: decisions on one hang together. What is rightly left out counts for nothing: with 200
+    labels of which a picture has one, whoever answers none is right in 99.5 % of the decisions.
+    """
+    answered, there = logits > 0, labels.astype(bool)
+    both, either = np.sum(answered & there, axis=1), np.sum(answered | there, axis=1)
+    return np.where(_answered(logits)[:, 0], np.where(either > 0, both / np.maximum(either, 1), 1.0), 0.0)
 
 
 def decisions(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, variant: str, runner: str) -> Verdict:
-    """What `accuracy` is where a picture has several labels (N, K): every decision of both on the same samples.
+    """What `accuracy` is where a picture has several labels (N, K): of both on the same samples.
 
     A label is said to be there where its logit is above 0. Allowed are no changed decisions but those whose logit in
-    the original is no further from 0 than the bound of parity, or a drop of `max_drop` points where the bounds state
-    it. Told besides: the paired difference over all decisions,
-    which is not independent within a picture, and the share of pictures that are right in every label.
+    the original is no further from 0 than the bound of parity. In place of that a drop of `max_drop` points is where
+    the bounds state it: in the mean of `overlaps`, with an interval over pictures. Told besides: the share of right
+    decisions, that of pictures that are right in every label, how many pictures got worse or better, and the exact
+    test of those.
     """
     there, answered = labels.astype(bool), _answered(port)
-    ours, theirs = answered & ((port > 0) == there), (original > 0) == there
+    right, right_before = answered & ((port > 0) == there), (original > 0) == there
     tied = np.abs(original) <= bounds.max_abs
     changed = ~answered | ((port > 0) != (original > 0))
-    lost, won, count = int(np.sum(theirs & ~ours)), int(np.sum(ours & ~theirs)), labels.size
-    low, high = paired_interval(lost, won, count)
+    ours, theirs = overlaps(port, labels), overlaps(original, labels)
+    worse, better = int(np.sum(ours < theirs)), int(np.sum(ours > theirs))
+    differences = score_differences(ours, theirs)
     measured = {
         "unexplained": float(np.sum(changed & ~tied)),
         "non_finite": float(np.sum(~answered)),
-        "decisions_original": 100 * float(theirs.mean()),
-        "decisions_port": 100 * float(ours.mean()),
-        "exact_original": 100 * float(theirs.all(axis=1).mean()),
-        "exact_port": 100 * float(ours.all(axis=1).mean()),
-        "drop_points": 100 * (lost - won) / count,
-        "drop_low": 100 * low,
-        "drop_high": 100 * high,
-        "lost_decisions": float(lost),
-        "won_decisions": float(won),
-        "mcnemar_p": mcnemar_p(lost, won),
+        "overlap_original": 100 * float(theirs.mean()),
+        "overlap_port": 100 * float(ours.mean()),
+        "decisions_original": 100 * float(right_before.mean()),
+        "decisions_port": 100 * float(right.mean()),
+        "exact_original": 100 * float(right_before.all(axis=1).mean()),
+        "exact_port": 100 * float(right.all(axis=1).mean()),
+        **_drop(differences),
+        "worse": float(worse),
+        "better": float(better),
+        "mcnemar_p": mcnemar_p(worse, better),
     }
     detail = (
-        f"{ours.mean():.2%} of the decisions right, the original {theirs.mean():.2%}, on {len(labels)} held-out "
-        f"samples with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, {int(tied.sum())} are so "
-        "close that they may"
+        f"answered and true labels overlap by {ours.mean():.2%} a picture, the original's by {theirs.mean():.2%}, on "
+        f"{len(labels)} held-out samples with {labels.shape[1]} labels each; {int(changed.sum())} decisions changed, "
+        f"{int(tied.sum())} are so close that they may"
     )
-    return _told(measured, (lost, won, count), bounds, detail, variant, runner)
+    return _told(measured, differences, bounds, detail, variant, runner)
+
+
+def _drop(differences: Differences) -> dict[str, float]:
+    """Points of accuracy that are lost, and the interval around them."""
+    low, high = differences.interval()
+    drop = 100 * differences.total / differences.samples
+    return {"drop_points": drop, "drop_low": 100 * low, "drop_high": 100 * high}
 
 
 def _told(
-    measured: dict[str, float], flips: tuple[int, int, int], bounds: Bounds, detail: str, variant: str, runner: str
+    measured: dict[str, float], differences: Differences, bounds: Bounds, detail: str, variant: str, runner: str
 ) -> Verdict:
     """The verdict of accuracy: nothing may be lost that ties don't explain, or so many points.
 
-    flips: lost, won, of how many. Points are an estimate from samples: the verdict is in favour where the whole
-    interval is within what may be lost, against where none of it is, and else that the samples are too few to tell.
+    Points are an estimate from samples: the verdict is in favour where the whole interval is within what may be lost,
+    against where none of it is, and else that the samples are too few to tell.
     """
     none_broken = {"non_finite": 0.0}
     if bounds.max_drop is None:
@@ -191,8 +210,7 @@ def _told(
     interval = f"between {measured['drop_low']:.2f} and {measured['drop_high']:.2f} points lost"
     if measured["drop_low"] > bounds.max_drop:
         return judged("accuracy", variant, runner, measured, allowed, f"{detail}; {interval}")
-    lost, won, count = flips
-    needed = samples_to_tell(lost, won, count, bounds.max_drop / 100)
+    needed = differences.needed(bounds.max_drop / 100)
     remedy = f"about {needed:,} samples would tell" if needed else "no number of samples would tell at that margin"
     return undecided(
         "accuracy",

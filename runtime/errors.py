@@ -6,6 +6,7 @@
     ├── GateError                 1   a gate failed that has to pass before what was asked for is done
     ├── ExportError               2   the model can't be exported, or the graph breaks its contract
     ├── MissingError              3   this machine lacks a package, a device or a library
+    │   └── PrecisionError        3   a runner here computes in another precision than was asked for
     ├── BundleError               4   damaged, tampered with, or of a schema that is not understood
     │   └── TrustError            4   names code to be run, and nobody has said that it is trusted
     └── RequestError                  one inference request can't be answered
@@ -62,6 +63,10 @@ class MissingError(TrueportError):
     """This machine lacks something; the message names the install."""
 
     exit_code = EXIT_MISSING
+
+
+class PrecisionError(MissingError):
+    """A runner was read back to compute in another precision than was asked for."""
 
 
 class BundleError(TrueportError):

@@ -109,7 +109,7 @@ class Trial(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     float_layers: int
     """How many layers were kept in float."""
     score: float
-    """Top-1, or the share of right decisions, 0 to 1."""
+    """Top-1, or the mean of `comparison.overlaps` where pictures have several labels, 0 to 1."""
     original: float
     """That of the original on the same pictures."""
     rms: float

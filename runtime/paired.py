@@ -1,11 +1,16 @@
-"""Paired proportions: two sides judged right or wrong on the same samples, and what that shows about their difference.
+"""Two sides judged on the same samples, right or wrong or by a score, and what that shows about their difference.
 
-Only samples on which the two differ say anything: `lost` of them the first side alone gets right, `won` the second.
+Where they are right or wrong, only samples on which the two differ say anything: `lost` of them the first side alone
+gets right, `won` the second.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 Z = 1.959964
 """Of two-sided intervals of 95 %."""
@@ -27,32 +32,65 @@ def log_mcnemar_p(lost: int, won: int) -> float:
     return min(0.0, math.log(2 * tail) - flips * math.log(2))
 
 
+class Differences(NamedTuple):
+    """What the differences of paired samples come to, each from 1, all that a score can lose, to -1, all it can win."""
+
+    total: float
+    squares: float
+    """The sum of their squares."""
+    samples: int
+
+    def interval(self, z: float = Z) -> tuple[float, float]:
+        """95 % interval of their mean: Wald's, with one sample that loses all and one that wins all added.
+
+        Of samples that are right or wrong it is Bonett and Price's adjusted Wald (2012). Without the two added, samples
+        that are all alike, however few, would have an interval of no width.
+        """
+        count = self.samples + 2
+        mean, square = self.total / count, (self.squares + 2) / count
+        half = z * math.sqrt((square - mean**2) / count)
+        return max(-1.0, mean - half), min(1.0, mean + half)
+
+    def needed(self, margin: float) -> int | None:
+        """How many samples of the same kind would put the whole interval on one side of `margin` (a share).
+
+        The smallest number at which differences like those that were seen are decisive; None where no number would be,
+        as the drop that was seen is the margin.
+        """
+
+        def decisive(samples: int) -> bool:
+            scale = samples / self.samples if self.samples else 0.0
+            low, high = Differences(self.total * scale, self.squares * scale, samples).interval()
+            return high <= margin or low > margin
+
+        enough = max(self.samples, 1)
+        while not decisive(enough):
+            enough *= 2
+            if enough > MOST_SAMPLES:
+                return None
+        too_few = max(enough // 2, 1)
+        while enough - too_few > 1:
+            middle = (enough + too_few) // 2
+            enough, too_few = (middle, too_few) if decisive(middle) else (enough, middle)
+        return enough
+
+
+def flips(lost: float, won: float, count: int) -> Differences:
+    """The differences of samples that are right or wrong."""
+    return Differences(lost - won, lost + won, count)
+
+
+def score_differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> Differences:
+    """Of two sides' scores of the same samples (N,), each from 0 to 1: what `ours` loses against `theirs`."""
+    difference = theirs - ours
+    return Differences(float(difference.sum()), float((difference**2).sum()), len(difference))
+
+
 def paired_interval(lost: float, won: float, count: int, z: float = Z) -> tuple[float, float]:
     """95 % interval of the drop (lost - won) / count: Bonett and Price's adjusted Wald (2012), sound near zero."""
-    a, b = (lost + 1) / (count + 2), (won + 1) / (count + 2)
-    half = z * math.sqrt((a + b - (a - b) ** 2) / (count + 2))
-    return max(-1.0, a - b - half), min(1.0, a - b + half)
+    return flips(lost, won, count).interval(z)
 
 
 def samples_to_tell(lost: int, won: int, count: int, margin: float) -> int | None:
-    """How many samples of the same kind would put the whole interval of the drop on one side of `margin` (a share).
-
-    The smallest number at which as many flips in proportion as were seen are decisive; None where no number would be,
-    as the drop that was seen is the margin.
-    """
-
-    def decisive(samples: int) -> bool:
-        scale = samples / count if count else 0.0
-        low, high = paired_interval(lost * scale, won * scale, samples)
-        return high <= margin or low > margin
-
-    enough = max(count, 1)
-    while not decisive(enough):
-        enough *= 2
-        if enough > MOST_SAMPLES:
-            return None
-    too_few = max(enough // 2, 1)
-    while enough - too_few > 1:
-        middle = (enough + too_few) // 2
-        enough, too_few = (middle, too_few) if decisive(middle) else (enough, middle)
-    return enough
+    """`Differences.needed` of samples that are right or wrong."""
+    return flips(lost, won, count).needed(margin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,15 +74,22 @@ def check(
     """
     from ..check import bounds_from_text, explained
     from ..check import check as checked_bundle
-    from ..console import emit_json, say
+    from ..console import emit_json, refuse_unwritable, say
     from ..outputs import announce, refuse_shared, write_outputs
 
     refuse_shared(json=json, junit=junit, markdown=markdown, sarif=sarif)
+    refuse_unwritable(json, junit, markdown, sarif)
     if rebuild and not explain:
         raise typer.BadParameter("it needs --explain, which finds the layers", param_hint="--rebuild")
     if self_test:
+        others = {"--variant": variant, "--data": data, "--bound": bound, "--rebuild": rebuild}
+        _refuse_beside_self_test(others | {"--junit": junit, "--markdown": markdown, "--sarif": sarif})
         _self_test(bundle, runner, threads, explain=explain, trust_code=trust_code, json=json)
         return
+    if explain and data is not None:
+        raise typer.BadParameter(
+            "it finds stage and cause by the bundle's own pictures: leave it or --data out", param_hint="--explain"
+        )
     checked = checked_bundle(
         bundle,
         variants=variant,
@@ -115,6 +123,13 @@ def _print(checked: CheckReport) -> None:
 
         print()
         print_table(explanation_table(checked.explanations))
+
+
+def _refuse_beside_self_test(others: Mapping[str, object]) -> None:
+    """Raise BadParameter for options that --self-test would pass over, by their names."""
+    if given := [name for name, value in others.items() if value not in (None, [])]:
+        fitting = "--runner, --explain, --threads, --trust-code and --json"
+        raise typer.BadParameter(f"it takes {fitting} alone: leave out {', '.join(given)}", param_hint="--self-test")
 
 
 def _self_test(

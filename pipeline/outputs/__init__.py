@@ -1,6 +1,7 @@
 """A check's report in the notations of others: JUnit XML, Markdown, SARIF, GitHub's annotations.
 
-The same report gives the same bytes: no times, no paths, no order that could change.
+The same report gives the same bytes: no times, no order that could change, and no path but the one that `--data` was
+given.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from trueport.runtime.explanation import STAGES, Departure, Explanation
 from trueport.runtime.runner import RunnerReport
 from trueport.runtime.verdict import Status, Verdict
 
-from ..check import CheckReport, check_summary
+from ..check import CheckReport, check_summary, rounded_up
 
 NOWHERE = "-"
 """In place of a variant or runner where a verdict is about neither."""
@@ -82,12 +82,6 @@ def would_pass(verdict: Verdict) -> list[str]:
     ]
 
 
-def rounded_up(bound: float) -> float:
-    """To three significant digits and never below: a bound that is copied from here has to pass."""
-    nearest = float(f"{bound:.3g}")
-    return nearest if nearest >= bound else float(f"{bound * 1.005:.3g}")
-
-
 def besides(verdict: Verdict) -> str:
     """What was measured without a limit, in a line; empty where that is nothing."""
     others = {name: value for name, value in verdict.measured.items() if name not in verdict.allowed}
@@ -117,10 +111,12 @@ def explanations_of(report: CheckReport, verdict: Verdict) -> Iterator[Explanati
 
 
 def explanation_lines(explanation: Explanation) -> list[str]:
-    """Stage, cause, remedy, the first tensors, and what to keep in float; a line each."""
+    """The stage where one departs, cause, remedy, the first tensors, and what to keep in float; a line each."""
     cause = "cause, shown" if explanation.confirmed else "what usually causes this"
+    departs = any(result.status == "departs" for result in explanation.stages)
+    stage = f"first departs at the stage {explanation.stage}: {STAGES[explanation.stage]}"
     lines = [
-        f"first departs at the stage {explanation.stage}: {STAGES[explanation.stage]}",
+        *([stage] if departs else []),
         f"{cause}: {explanation.cause}",
         f"remedy: {explanation.remedy}",
         *map(_departure, explanation.first),
@@ -136,10 +132,11 @@ def _departure(first: Departure) -> str:
 
 
 def facts(report: CheckReport) -> Iterator[tuple[str, str]]:
-    """What the verdicts are bound to, by names: reference, bounds set by hand, runners, machine, versions."""
+    """What the verdicts are bound to, by names: reference, pictures, bounds set by hand, runners, machine, versions."""
     machine = report.machine
     yield "bundle", bundle_name(report)
     yield "reference", report.reference
+    yield "pictures", pictures(report)
     yield from ((f"bound.{name}", f"{value:g}, set by hand") for name, value in sorted(report.overridden.items()))
     yield from ((f"runner.{name}", value) for name, value in _runners(report.runners).items())
     yield "machine", machine.key
@@ -150,6 +147,11 @@ def facts(report: CheckReport) -> Iterator[tuple[str, str]]:
     yield "os", machine.os
     yield "python", machine.python
     yield from ((f"version.{name}", value) for name, value in sorted(machine.versions.items()))
+
+
+def pictures(report: CheckReport) -> str:
+    """Whose pictures accuracy and parity were judged on."""
+    return "the bundle's evaluation slice" if report.data is None else f"other pictures: {on_one_line(report.data)}"
 
 
 def _runners(reports: Iterable[RunnerReport]) -> dict[str, str]:
@@ -167,4 +169,5 @@ def told_text(report: CheckReport) -> str:
         if verdict.status == "passed":
             continue
         lines += ["", f"{verdict.status}: {title(verdict)}", *(f"    {line}" for line in story(report, verdict))]
-    return "\n".join((*lines, "", f"against the {report.reference}, on {on_one_line(report.machine.cpu)}"))
+    last = f"against the {report.reference}, on {pictures(report)}, on {on_one_line(report.machine.cpu)}"
+    return "\n".join((*lines, "", last))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..errors import MissingError
+from ..errors import PrecisionError
 from ..manifest import Variant
 
 
 def require_reached(variant: Variant, layers: Mapping[str, int], by: str) -> None:
-    """Raise MissingError where layers that compute do so in another type than the variant's.
+    """Raise PrecisionError where layers that compute do so in another type than the variant's.
 
     layers: by type, as the runner itself tells them; a network without any has nothing to miss.
     by: who computes. Of an int8 variant layers may stay in float, as long as one is computed in integers.
@@ -17,7 +17,7 @@ def require_reached(variant: Variant, layers: Mapping[str, int], by: str) -> Non
     if not layers or is_reached(variant, layers):
         return
     found = " and ".join(sorted(kind for kind in layers if kind != variant.precision))
-    raise MissingError(
+    raise PrecisionError(
         f"expected {variant.name} to be computed in {variant.precision}, {by} computes it in {found} "
         f"({shown(layers)}): run it where {variant.precision} is computed, or the fp32 variant here"
     )

@@ -24,12 +24,13 @@ from trueport.pipeline.check import (
     check_deployment,
     check_summary,
     check_table,
+    explained,
     proven,
 )
 from trueport.pipeline.deployment import Deployment
 from trueport.pipeline.gates import ACCURACY, CONTRACT, INVARIANCE, OPENING, PARITY
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, sealed
-from trueport.runtime.errors import BundleError, MissingError, UsageError
+from trueport.runtime.errors import BundleError, MissingError, PrecisionError, UsageError
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest, Normalisation
 from trueport.runtime.preprocessing import prepare
 from trueport.runtime.runner import Runner
@@ -187,6 +188,11 @@ def test_what_a_runner_raises_or_mixes_is_a_verdict(bundle_path: Path) -> None:
     none = failing(lambda runner, images: {"logits": runner.run({"image": images})["logits"][:, :5]})
     assert set(none) == {PARITY}
     assert "expected logits" in none[PARITY]
+
+    def in_float(*_: Any) -> Any:
+        raise PrecisionError("it computes it in fp32")
+
+    assert failing(in_float) == {PARITY: "the runner can't answer: it computes it in fp32"}
     mixed = failing(lambda runner, images: {"logits": np.roll(runner.run({"image": images})["logits"], 1, axis=0)})
     assert INVARIANCE in mixed
 
@@ -217,6 +223,10 @@ def test_other_pictures_in_place_of_the_evaluation_slice(bundle_path: Path) -> N
     assert report
     (accuracy,) = (verdict for verdict in report.verdicts if verdict.gate == ACCURACY)
     assert "359 held-out samples" in accuracy.detail, "of the data it was trained on the test part is taken"
+    assert report.data == "digits"
+    assert "judged on the pictures of digits, in place of the bundle's evaluation slice" in check_table(report).notes
+    with pytest.raises(UsageError, match="the bundle's own pictures to explain, found one on digits"):
+        explained(bundle_path, report)
 
 
 def test_more_pictures_are_the_evidence_that_a_small_slice_lacks(own_bundle: Path) -> None:
@@ -320,6 +330,14 @@ def test_the_table_names_what_would_have_passed(own_bundle: Path) -> None:
     assert table.notes[-1].startswith("NOT PROVEN FAITHFUL")
 
 
+def test_a_bound_that_is_copied_from_the_table_passes(bundle_path: Path) -> None:
+    measured, names = {"max_abs": 0.10049, "rms": float("nan")}, ("fp32", "onnxruntime:cpu")
+    failed = judged(PARITY, *names, measured, {"max_abs": 0.1, "rms": 0.1}, "-")
+    first, second, *_ = check_table(msgspec.structs.replace(check(bundle_path), verdicts=(failed,))).notes
+    assert first == "parity of fp32: max abs would have passed with 0.101"
+    assert second == "parity of fp32: rms would have passed with no bound at all"
+
+
 def test_a_check_without_a_runner_is_refused(bundle_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a runner"):
         check(bundle_path, runners=[])
@@ -369,6 +387,23 @@ def test_a_variant_that_can_not_run_here_is_told_and_not_passed(variants_bundle:
     assert any(status == "not run" and "computes it in fp32" in told for status, _, told in rows)
 
 
+@pytest.mark.parametrize("options", [{}, {"variants": ["int8-gpu"]}, {"variants": ["int8-gpu"], "runners": ["all"]}])
+def test_int8_that_is_computed_in_float_on_its_own_kind_of_device_has_failed(
+    variants_bundle: Path, options: dict[str, Any]
+) -> None:
+    manifest = msgspec.json.decode((variants_bundle / MANIFEST).read_bytes(), type=Manifest)
+    fp32, fp16, int8 = manifest.variants
+    here = msgspec.structs.replace(int8, target="cpu")
+    (variants_bundle / MANIFEST).write_bytes(sealed(msgspec.structs.replace(manifest, variants=(fp32, fp16, here))))
+    report = check(variants_bundle, **options)
+    assert not report
+    assert {(verdict.gate, verdict.variant) for verdict in report.failed} == {(CONTRACT, "int8-gpu")}
+    assert "onnxruntime:cpu" in {verdict.runner for verdict in report.failed}
+    assert all("to be computed in int8" in verdict.detail for verdict in report.failed)
+    fp16_left_out = [verdict.gate for verdict in report.verdicts if verdict.variant == "fp16"]
+    assert fp16_left_out[:1] == ([] if options else [OPENING]), "made for any device, it may run elsewhere"
+
+
 def test_a_graph_that_no_runner_here_takes_is_judged_as_it_is_written(variants_bundle: Path) -> None:
     manifest = msgspec.json.decode((variants_bundle / MANIFEST).read_bytes(), type=Manifest)
     (file,) = (variant.file for variant in manifest.variants if variant.name == "int8-gpu")
@@ -409,6 +444,10 @@ def test_all_runners_are_those_that_can_be_opened(variants_bundle: Path, monkeyp
     left_out = [(verdict.variant, verdict.runner) for verdict in report.verdicts if verdict.gate == OPENING]
     assert left_out == [("fp16", "openvino:cpu"), ("fp32, fp16, int8-gpu", "onnxruntime:cuda")]
     assert {verdict.gate for verdict in report.failed} == {CONTRACT}, "it ran on onnxruntime and not on OpenVINO"
+    named = check_deployment(deployment, runners=["all"], variants=["fp32", "fp16"])
+    fp16 = [(verdict.gate, verdict.runner) for verdict in named.verdicts if verdict.variant == "fp16"]
+    assert fp16[:1] == [(OPENING, "openvino:cpu")]
+    assert fp16[1:] == [(gate, WRITTEN) for gate in (CONTRACT, PARITY, INVARIANCE, ACCURACY)]
     with pytest.raises(MissingError, match="not here"):
         check_deployment(deployment, runners=["all"], variants=["fp16"])
 

@@ -19,8 +19,10 @@ from trueport.export.original import original_from_bundle
 from trueport.pipeline.bench import bench
 from trueport.pipeline.check import check
 from trueport.pipeline.cli import app as commands
+from trueport.pipeline.deployment import Deployment
 from trueport.pipeline.disagreement import answers_of_both, samples
 from trueport.pipeline.evaluate import evaluate
+from trueport.pipeline.faults import FAULTS, DoesNotApplyError, Healthy
 from trueport.pipeline.recipe import recipe_from_table
 from trueport.pipeline.report import report_html
 from trueport.pipeline.stages import outcome_table, run_stages
@@ -66,7 +68,7 @@ def test_labels_are_kept_as_marks(labels_bundle: Path) -> None:
     assert original_from_bundle(bundle).task == "multilabel"
 
 
-def test_its_port_is_proven_by_decisions(labels_bundle: Path) -> None:
+def test_its_port_is_proven(labels_bundle: Path) -> None:
     report = check(labels_bundle)
     assert report, report.failed
     assert report.reference == "original"
@@ -78,7 +80,17 @@ def test_its_port_is_proven_by_decisions(labels_bundle: Path) -> None:
     right = (evaluation.logits > 0) == (evaluation.labels > 0)
     assert measured["decisions_port"] == measured["decisions_original"] == pytest.approx(100 * right.mean())
     assert measured["exact_port"] == pytest.approx(100 * right.all(axis=1).mean())
+    assert measured["overlap_port"] == measured["overlap_original"]
+    assert measured["drop_points"] == 0
+    assert verdicts["labels"].detail == "4 labels in the manifest and in the graphs", "no more was looked at"
     assert 0.2 < right.all(axis=1).mean() < 0.9
+
+
+def test_nothing_is_planted_into_an_order_that_no_gate_looks_at(labels_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(labels_bundle)
+    healthy = Healthy(Deployment(bundle), bundle.variant(), "onnxruntime:cpu", tmp_path)
+    with pytest.raises(DoesNotApplyError, match="several labels"):
+        FAULTS["relabelled evaluation"].plant(healthy)
 
 
 def test_scores_are_sigmoids_in_order(labels_bundle: Path) -> None:

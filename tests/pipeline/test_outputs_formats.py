@@ -25,7 +25,7 @@ from trueport.pipeline.outputs.rules import RULES
 from trueport.pipeline.outputs.sarif import sarif_from_report
 from trueport.pipeline.outputs.told import told_text, would_pass
 from trueport.runtime.errors import UsageError
-from trueport.runtime.explanation import Departure, Explanation
+from trueport.runtime.explanation import Departure, Explanation, StageResult
 from trueport.runtime.machine import Gpu, Machine
 from trueport.runtime.runner import RunnerReport
 from trueport.runtime.verdict import Verdict, judged, not_run, undecided
@@ -57,7 +57,7 @@ WHY = Explanation(
     runner="onnxruntime:cpu",
     gates=("parity",),
     stage="precision",
-    stages=(),
+    stages=(StageResult(stage="precision", status="departs", detail="128 inputs"),),
     first=(Departure(layer="features.0", tensor="conv_0", max_abs=None, allowed=0.01, detail="saturates"),),
     cause="calibrated on constants",
     confirmed=True,
@@ -131,6 +131,25 @@ def test_everything_that_decides_is_told(written: Callable[[CheckReport], str]) 
     assert "Processor" in told or written is FORMATS[-1], "an annotation leaves the machine to the summary"
 
 
+@pytest.mark.parametrize("written", FORMATS)
+def test_no_stage_is_told_where_none_departs(written: Callable[[CheckReport], str]) -> None:
+    agrees = msgspec.structs.replace(WHY.stages[0], status="agrees")
+    why = msgspec.structs.replace(
+        WHY, gates=("accuracy",), stages=(agrees,), cause="no stage departs beyond its bounds"
+    )
+    told = written(report_of(UNDECIDED, explanations=(why,)))
+    assert "no stage departs beyond its bounds" in told
+    assert "first departs" not in told
+
+
+@pytest.mark.parametrize("written", FORMATS[:4])
+def test_whose_pictures_were_judged_is_told(written: Callable[[CheckReport], str]) -> None:
+    assert "the bundle's evaluation slice" in written(HEALTHY)
+    told = written(report_of(PASSED, data="holidays"))
+    assert "other pictures: holidays" in told
+    assert "evaluation slice" not in told
+
+
 @given(st.floats(1e-12, 1e6))
 @settings(max_examples=200, deadline=None)
 def test_the_bound_that_is_told_would_pass(measured: float) -> None:
@@ -200,6 +219,7 @@ def test_junit_has_a_case_for_each_gate() -> None:
 def test_junit_tells_what_it_holds_for() -> None:
     properties = {one.get("name"): one.get("value") for one in junit(EVERYTHING).iter("property")}
     assert properties["reference"] == "original"
+    assert properties["pictures"] == "the bundle's evaluation slice"
     assert properties["machine"] == MACHINE.key
     assert properties["version.numpy"] == "2.4.0"
     assert properties["gpu.0"] == "A GPU, driver 600.1"

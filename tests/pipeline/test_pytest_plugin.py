@@ -194,6 +194,11 @@ def test_infer_takes_the_place_of_one_variant_and_its_runner(bundle: Bundle) -> 
         assert_faithful(bundle, infer=lambda images: images, variants=["int8"])
 
 
+def test_other_pictures_are_not_explained(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="by the bundle's own pictures: expected no data beside it"):
+        assert_faithful(bundle, data="digits", explain=True)
+
+
 def test_the_command_line_knows_no_application(bundle_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown runner 'application'"):
         check_module.check(bundle_path, runners=["application"])

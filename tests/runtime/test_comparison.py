@@ -14,6 +14,7 @@ from trueport.runtime.comparison import (
     accuracy,
     batch_invariance,
     decisions,
+    overlaps,
     parity,
     preprocessing_identity,
 )
@@ -29,7 +30,7 @@ def logits(rows: int = 20, classes: int = 10) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("gate", [accuracy, decisions])
 def test_a_precision_may_lose_so_many_points_whichever_predictions_change(gate: Any) -> None:
-    """A tenth is lost, of a hundred pictures or of their thousand labels: the whole interval decides, either way."""
+    """A tenth is lost of a hundred pictures, with one label or ten: the whole interval decides, either way."""
     original = np.full((100, 10), -5, np.float32)
     truth = np.arange(100) % 10
     original[np.arange(100), truth] = 5
@@ -205,15 +206,58 @@ def test_decisions_are_counted_one_by_one() -> None:
     assert verdict.status == "failed"
     measured = verdict.measured
     assert measured["unexplained"] == verdict.would_pass["unexplained"] == 3
-    assert (measured["lost_decisions"], measured["won_decisions"]) == (2, 1)
+    assert (measured["worse"], measured["better"]) == (2, 0), "all of its labels are wrong still, but for one"
     assert measured["decisions_original"] == pytest.approx(95)
     assert measured["decisions_port"] == pytest.approx(94.5)
     assert measured["exact_original"] == pytest.approx(95)
     assert measured["exact_port"] == pytest.approx(85)
-    assert measured["drop_points"] == pytest.approx(0.5)
-    assert (measured["drop_low"] or 0) < 0.5 < (measured["drop_high"] or 0)
-    assert measured["mcnemar_p"] == 1
+    assert measured["overlap_original"] == pytest.approx(95), "one of twenty pictures has none of its labels"
+    assert measured["drop_points"] == pytest.approx(100 * (1 / 5 + 1 / 5) / 20)
+    assert (measured["drop_low"] or 0) < 2 < (measured["drop_high"] or 0)
+    assert measured["mcnemar_p"] == 0.5
     assert "3 decisions changed" in verdict.detail
+
+
+def test_a_port_that_answers_nothing_does_not_pass_for_rare_labels() -> None:
+    """Of 200 labels each picture has one: to leave all of them out is right in 99.5 % of the decisions."""
+    original = np.full((400, 200), -5, np.float32)
+    original[np.arange(400), np.arange(400) % 200] = 5
+    bounds = msgspec.structs.replace(BOUNDS, max_drop=1.0)
+    truth = marks(original)
+    verdict = decisions(np.full_like(original, -5), original, truth, bounds, **NAMES)
+    assert verdict.status == "failed"
+    assert verdict.measured["decisions_port"] == pytest.approx(99.5)
+    assert verdict.measured["drop_points"] == 100
+    assert decisions(original, original, truth, bounds, **NAMES)
+
+
+def test_the_samples_that_would_tell_are_pictures_and_not_decisions() -> None:
+    """Where nothing is lost a point takes 276 of them, however many labels each has."""
+    bounds = msgspec.structs.replace(BOUNDS, max_drop=1.0)
+    for labels in (1, 10, 200):
+        original = logits(275, labels)
+        verdict = decisions(original, original, marks(original), bounds, **NAMES)
+        assert (verdict.status, verdict.needed) == ("undecided", 276)
+        assert "about 276 samples would tell" in verdict.detail
+
+
+def test_labels_that_hang_together_in_a_picture_are_no_evidence_of_their_own() -> None:
+    """A picture is lost with all of its labels: the interval is that of pictures with one label."""
+    original = np.full((200, 50), 5, np.float32)
+    port = original.copy()
+    port[:4] *= -1
+    bounds = msgspec.structs.replace(BOUNDS, max_drop=3.0)
+    several = decisions(port, original, marks(original), bounds, **NAMES)
+    alone = decisions(port[:, :1], original[:, :1], marks(original[:, :1]), bounds, **NAMES)
+    assert several.status == "undecided"
+    for name in ("drop_points", "drop_low", "drop_high", "mcnemar_p"):
+        assert several.measured[name] == alone.measured[name]
+
+
+def test_overlaps_are_of_answered_and_true_labels() -> None:
+    truth = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [1, 1, 1]], np.uint8)
+    answers = np.array([[1, 1, -1], [1, 1, 1], [-1, -1, -1], [-1, 1, -1], [1, 1, math.nan]])
+    assert overlaps(answers, truth) == pytest.approx([1, 1 / 3, 1, 0, 0])
 
 
 def test_a_decision_may_change_where_its_logit_is_within_the_bound() -> None:

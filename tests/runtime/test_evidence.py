@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,21 @@ def test_labels_in_another_order_are_found_by_the_answers_themselves() -> None:
         assert verdict.measured["moved_classes"] == count
         assert "labels were permuted" in verdict.detail
     assert labels(manifest(), {}, recorded(), None)
+
+
+def test_many_classes_take_the_room_of_their_answers_and_not_of_all_pairs() -> None:
+    """Of 2,000 classes twenty are permuted."""
+    truth = np.arange(1200) % 20
+    logits = np.zeros((len(truth), 2000), np.float32)
+    logits[np.arange(len(truth)), (truth + 1) % 20] = 1
+    tracemalloc.start()
+    try:
+        found = better_order(logits, truth)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == (20, 1.0)
+    assert peak < 2000**2
 
 
 def test_a_weak_model_shows_another_order_too() -> None:

@@ -1,4 +1,4 @@
-"""Paired proportions: the exact test, intervals that cover, and how many samples would tell."""
+"""Paired proportions and scores: the exact test, intervals that cover, and how many samples would tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trueport.runtime.paired import log_mcnemar_p, mcnemar_p, paired_interval, samples_to_tell
+from trueport.runtime.paired import log_mcnemar_p, mcnemar_p, paired_interval, samples_to_tell, score_differences
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,26 @@ def test_the_interval_of_the_difference_covers_what_it_should() -> None:
     count, p_lost, p_won = 300, 0.03, 0.01
     flips = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
     covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flips)]
+    assert np.mean(covered) >= 0.93
+
+
+def test_the_interval_of_scores_is_that_of_flips_where_scores_are_right_or_wrong() -> None:
+    ours, theirs = np.zeros(50), np.zeros(50)
+    theirs[:7], ours[10:13] = 1, 1
+    differences = score_differences(ours, theirs)
+    assert differences.interval() == paired_interval(7, 3, 50)
+    assert differences.needed(0.05) == samples_to_tell(7, 3, 50, 0.05)
+
+
+def test_the_interval_of_scores_covers_what_it_should() -> None:
+    """Most samples keep their score, few lose a fifth of it, and fewer all of it."""
+    random = np.random.default_rng(5)
+    shares, losses = np.array([0.9, 0.07, 0.03]), np.array([0.0, 0.2, 1.0])
+    lost = random.choice(losses, p=shares, size=(2000, 200))
+    covered = [
+        low <= shares @ losses <= high
+        for low, high in (score_differences(1 - one, np.ones(200)).interval() for one in lost)
+    ]
     assert np.mean(covered) >= 0.93
 
 
