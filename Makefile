@@ -19,7 +19,7 @@ types: .venv/installed
 	$(BIN)/mypy pipeline models export runtime tests
 
 tests: .venv/installed           ## two at a time, each in a process of its own: exports leave gigabytes in theirs
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target tests-pipeline tests-runtime tests-export
+	@$(MAKE) --no-print-directory --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) tests-pipeline tests-runtime tests-export
 
 tests-pipeline: ; $(BIN)/python -m pytest tests/pipeline
 tests-runtime: ; $(BIN)/python -m pytest tests/runtime tests/test_*.py
@@ -66,7 +66,7 @@ bench-endurance: .venv/installed ## the server under ten times too much, for a m
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trueport needs Python 3.11 or newer, found %s: make PYTHON=/path/to/python3.11" % sys.version.split()[0])'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	$(BIN)/uv pip install --quiet --compile-bytecode --require-hashes -r requirements.txt
 	$(BIN)/uv pip install --quiet --no-deps -e .

@@ -128,7 +128,7 @@ def probe(name: str, module: nn.Module, num_classes: int, channels: int, size: t
 
 
 def _refuse_other_logits(name: str, answer: Any, num_classes: int, training: bool) -> None:
-    logits = answer[0] if training and isinstance(answer, tuple | list) and answer else answer
+    logits = answer[0] if training and isinstance(answer, tuple) and answer else answer
     if not isinstance(logits, Tensor):
         raise ModelArgumentError(f"{name} answers {type(answer).__name__}, expected one tensor of logits (B, K)")
     if logits.ndim != 2 or len(logits) != 2:

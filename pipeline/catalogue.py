@@ -18,6 +18,7 @@ from .data.dataset import Indices, shortened
 from .data.download import shown_bytes
 from .data.named import NAMED, Named
 from .data.published import Published
+from .progress import open_progress
 from .recipe import load_recipe, recipe_names, recipe_text
 from .resolve import catalogue, libraries
 
@@ -129,8 +130,10 @@ def _whereabouts(known: Named) -> str:
 def split_table(source: str, validation: float, test: float, seed: int) -> Table:
     """How a data set is split, class by class. Raises UsageError that names every picture that can't be decoded."""
     data = open_dataset(source)
-    verify(data)
-    parts = split(data, validation, test, seed)
+    parts = split(data, validation, test, seed)  # refuses shares before everything is decoded
+    with open_progress() as progress:
+        progress.begin(f"decode {data.name}", len(data))
+        verify(data, progress.advance)
     members = (parts.train, parts.validation, parts.test)
     counts = np.array([_counts(data, part) for part in members])
     rows = [(name, *map(str, counts[:, label])) for label, name in enumerate(data.classes)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from trueport.runtime.atomic import write_bytes
+from trueport.runtime.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,33 @@ def emit(data: bytes, target: str) -> None:
 
     A regular file is replaced in one step; a link stays, and a device or pipe is written to.
     """
-    path = Path(target).resolve()
+    path = Path(target)
     if target == "-":
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
-    elif path.exists() and not path.is_file():
+    elif path.exists() and not path.is_file():  # by its own name: a pipe of /dev/fd leads to none
         with path.open("wb") as file:
             file.write(data)
     else:
-        write_bytes(path, data)
+        write_bytes(path.resolve(), data)
+
+
+def refuse_unwritable(*targets: str | Path | None) -> None:
+    """Raise UsageError for an output that could not be written: worth asking before the work that it is to hold."""
+    for target in targets:
+        if target is None or target == "-":
+            continue
+        path = Path(target)
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, expected a file to write")
+        if path.exists() and not path.is_file():
+            continue  # a device or a pipe
+        folder = path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"can't write {path}: {folder} is no folder that may be written to")
 
 
 def say(text: str) -> None:

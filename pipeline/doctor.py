@@ -29,7 +29,7 @@ PROBE_TIMEOUT_S = 120.0
 """Importing torch from a cold disk can take a minute."""
 PURPOSES = {
     "train": "data, training, export, the original in check and bench, and the report",
-    "serve": "a faster HTTP parser and event loop for serving",
+    "serve": "gRPC beside HTTP, and a faster event loop",
     "timm": "timm/NAME, the architectures and weights of timm",
     "cuda": "the CUDA and cuDNN libraries of onnxruntime:cuda",
     "openvino": "openvino:cpu, a runner for Intel CPUs",
@@ -37,8 +37,8 @@ PURPOSES = {
     "rtx": "building and running engines for RTX GPUs",
 }
 """What each extra of trueport is for."""
-NOT_USED_YET = {"ray", "all"}
-"""Extras whose capabilities are still to come: nobody is told to install them."""
+SUM = "all"
+"""The extra that is the others together."""
 _ORT_WHEELS = DISTRIBUTIONS["onnxruntime"]
 _CPU = "CPUExecutionProvider"
 _RUNNERS = {
@@ -285,7 +285,7 @@ def requirement_problem(line: str, extra: str) -> str:
 def _requirements() -> dict[str, list[str]]:
     """Requirements of each extra, as the installed trueport declares them."""
     try:
-        names = set(metadata.metadata("trueport").get_all("Provides-Extra") or []) - NOT_USED_YET
+        names = set(metadata.metadata("trueport").get_all("Provides-Extra") or []) - {SUM}
         lines = metadata.requires("trueport") or []
     except metadata.PackageNotFoundError:
         return {}

@@ -70,7 +70,9 @@ def evaluate(
 
 
 def labelled_pictures(bundle: Bundle, data: str) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
-    """Prepared pictures (N, H, W, C) of the part of `data` that the model was not trained on, and their true labels.
+    """Prepared pictures (N, H, W, C), and their true labels.
+
+    Of the data that the model was trained on its test part, of other data a test part of its own, or all of it.
 
     Raises UsageError where labels don't fit, ImageError for a picture that can't be decoded.
     """

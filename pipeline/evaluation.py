@@ -227,6 +227,8 @@ def _summary(report: EvaluationReport) -> Table:
         notes.append(f"answered with NaN or infinity, which counts as wrong: {_pictures(report.non_finite)}")
     if report.unreadable:
         notes.append(f"left out, as they can't be decoded: {_pictures(len(report.unreadable))}")
+    if report.part == "all":
+        notes.append("of all pictures: some that the model was trained on may be among them")
     return Table(_title(report), ("", ""), tuple(rows), tuple(notes))
 
 

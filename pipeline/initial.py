@@ -242,7 +242,8 @@ def _published(spec: ModelSpec) -> Any:
     if name is None:
         raise UsageError(
             f"there are no ImageNet weights for {spec.name}: leave model.init out, or name a file; "
-            "the architectures that have some are resnet18 to resnet152, vgg_a to vgg_e, torchvision/NAME and timm/NAME"
+            "the architectures that have some are resnet18 to resnet152, vgg_a, vgg_b, vgg_d and vgg_e, "
+            "torchvision/NAME and timm/NAME"
         )
     try:
         return brought.library("torchvision").models.get_model_weights(name).DEFAULT

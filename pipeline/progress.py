@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 5.0
 """At least so long between two lines about the same kind of work, the last one excepted."""
+SECONDS_OF_SILENCE = 60.0
+"""After which a log is told how far the work is: who watches it must not take it for dead."""
 
 
 class Progress(Protocol):
@@ -50,7 +52,8 @@ class Lines:
     def __init__(self, file: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
         self._clock = clock
-        self._due = clock()
+        self._due = self._told_s = clock()
+        self._what, self._done, self._pictures = "", 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +63,15 @@ class Lines:
 
     def begin(self, what: str, pictures: int, done: int = 0) -> None:
         """One line, and the next report is due at once."""
+        self._what, self._done, self._pictures = what, done, pictures
         self.say(f"{what}: {pictures - done:,} pictures")
         self._due = self._clock()
 
     def advance(self, pictures: int, note: str = "") -> None:
-        """Nothing: a line a batch is noise in a log."""
+        """A line only where there was none for long: one a batch is noise in a log."""
+        self._done += pictures
+        if self._clock() >= self._told_s + SECONDS_OF_SILENCE:
+            self.say(f"{self._what}: {self._done:,} of {self._pictures:,} pictures{f', {note}' if note else ''}")
 
     def report(self, text: str, *, last: bool = False) -> None:
         """A line, if one is due."""
@@ -74,6 +81,7 @@ class Lines:
 
     def say(self, text: str) -> None:
         """A line."""
+        self._told_s = self._clock()
         print(text, file=self._file, flush=True)
 
 

@@ -85,6 +85,12 @@ class AugmentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Alpha of MixUp; 0: none. With `cutmix` too, each batch is mixed by one of them, drawn evenly."""
     cutmix: NotNegative = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio"):
+            ends = getattr(self, name)
+            if ends is not None and ends[0] > ends[1]:
+                raise UsageError(f"augment.{name} has to be the least and the most, found {list(ends)}")
+
 
 class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How to train."""
@@ -136,6 +142,10 @@ class TrainSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Processes that decode and augment; None: as many as help. The numbers don't depend on it."""
+
+    def __post_init__(self) -> None:
+        if self.nesterov and not self.momentum:
+            raise UsageError("train.nesterov needs a train.momentum above 0: set it, or leave nesterov out")
 
 
 class Int8Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -288,7 +298,10 @@ def _choices(key: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        known = f"; {path.stem} is one that comes with trueport" if path.stem in recipe_names() else ""
+        raise UsageError(f"there is no recipe {path}{known}: `trueport recipes` lists those") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"can't read the recipe {path}: {error}") from error
 

@@ -160,7 +160,14 @@ class Run:
     def data(self) -> tuple[Dataset, Split]:
         """The data and split it was trained on. Raises UsageError where either is not the same any more."""
         section = self.recipe().data
-        dataset = open_dataset(section.source)
+        try:
+            dataset = open_dataset(section.source)
+        except UsageError as error:
+            if Path(section.source).is_absolute():
+                raise
+            raise UsageError(
+                f"{error}; {self.path} was trained where it is called so: go there, or move it here"
+            ) from error
         if dataset.fingerprint != self.info.data_sha256:
             raise UsageError(
                 f"the data {section.source} has changed since the run {self.path} was trained: train again"

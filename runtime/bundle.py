@@ -166,7 +166,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         data = (folder / MANIFEST).read_bytes()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in the path
-        raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}; `trueport export` makes one") from error
+        inside = folder / "bundle"  # as an export leaves it in the folder of its run
+        way = f"did you mean {inside}?" if (inside / MANIFEST).is_file() else "`trueport export` makes one"
+        raise UsageError(f"{folder} is not a bundle: it has no {MANIFEST}; {way}") from error
     except OSError as error:
         raise BundleError(f"can't read {folder / MANIFEST}: {error.strerror or error}") from error
     return _manifest_from_json(data, folder)

@@ -67,12 +67,17 @@ class LazyGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit from None
         except OSError as error:
-            _fail(_sentence(error), EXIT_MISSING if error.errno == errno.ENOSPC else EXIT_USAGE)
+            _fail(_sentence(error), EXIT_MISSING if error.errno in (errno.ENOSPC, errno.EDQUOT) else EXIT_USAGE)
         except Exception as error:
             if type(error).__module__.startswith("typer"):  # usage errors, and the exits raised above
                 raise
             traceback.print_exc()
             _fail("this is a defect of trueport, not of your input: please report it", EXIT_INTERNAL)
+
+
+def listed(text: str) -> list[str]:
+    """The words of an option that takes several, separated by commas."""
+    return [part.strip().lower() for part in text.split(",") if part.strip()]
 
 
 def new_app(**options: Any) -> typer.Typer:

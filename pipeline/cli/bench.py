@@ -11,13 +11,17 @@ from trueport.runtime.errors import EXIT_GATE_FAILED
 
 from . import new_app
 
+BATCHES = "1,8,32"
+
 app = new_app()
 
 
 @app.command()
 def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle folder.")],
-    batch: Annotated[str, typer.Option(metavar="SIZES", help="Batch sizes, comma-separated.")] = "1,8,32",
+    batch: Annotated[
+        str | None, typer.Option(metavar="SIZES", help="Batch sizes, comma-separated; 1,8,32 where not given.")
+    ] = None,
     seconds: Annotated[
         float,
         typer.Option(metavar="SECONDS", help="For each batch size, original and port together; for each scenario."),
@@ -55,9 +59,10 @@ def bench(
     """
     from ..bench import bench as bench_bundle
     from ..bench import bench_scenarios, bench_table, scenarios_table
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
     from ..slowdown import latency_table
 
+    refuse_unwritable(json, baseline if update_baseline else None)
     options: dict[str, Any] = {
         "runner": runner,
         "variant": variant,
@@ -68,6 +73,8 @@ def bench(
     if scenario is not None:
         if baseline or update_baseline:
             raise typer.BadParameter("a baseline is of batches: leave out --scenario", param_hint="--baseline")
+        if batch is not None:
+            raise typer.BadParameter("scenarios choose their own batches: leave out one of both", param_hint="--batch")
         names = [name.strip() for name in scenario.split(",")]
         report = bench_scenarios(bundle, names, p99_ms=p99_ms, rate=rate, **options)
     elif p99_ms is not None or rate is not None:
@@ -75,7 +82,7 @@ def bench(
     else:
         report = bench_bundle(
             bundle,
-            batches=sizes(batch),
+            batches=sizes(batch or BATCHES),
             trust_code=trust_code,
             baseline=baseline,
             update_baseline=update_baseline,

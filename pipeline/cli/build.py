@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from . import new_app
+from . import listed, new_app
 
 app = new_app()
 
@@ -48,14 +48,15 @@ def build(
     """Build engines for GPUs, and read back what they compute in. RTX engines need no GPU to be built."""
     from ..build import build as build_engines
     from ..build import build_table, options_from_text
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
 
+    refuse_unwritable(json)
     report = build_engines(
         bundle,
-        targets=_listed(target),
+        targets=listed(target),
         flavour_name=flavour,
         variants=variant,
-        precisions=_listed(precision or ""),
+        precisions=listed(precision or ""),
         options=options_from_text(batch, version_compatible, hardware_compatible, workspace_mib),
         rebuild=rebuild,
         out=out,
@@ -64,7 +65,3 @@ def build(
     emit_json(report, json)
     if json != "-":
         print_table(build_table(report))
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip().lower() for part in text.split(",") if part.strip()]

@@ -42,8 +42,9 @@ def compare(
     """
     from ..compare import compare as compared
     from ..comparing import comparison_table
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
 
+    refuse_unwritable(json)
     result = compared(
         a, b, variant=variant, runner=runner, margin=margin, seconds=seconds, threads=threads, progress=say
     )

@@ -43,7 +43,8 @@ def evaluate(
     ] = None,
     variant: Annotated[str | None, typer.Option(metavar="NAME", help="The bundle's first where not given.")] = None,
     runner: Annotated[
-        str | None, typer.Option(metavar="RUNNER", help="onnxruntime:cpu (default) or onnxruntime:cuda.")
+        str | None,
+        typer.Option(metavar="RUNNER", help="Of a bundle; onnxruntime:cpu where not given, such as openvino:cpu."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Of one inference; all cores where not given.")
@@ -57,11 +58,12 @@ def evaluate(
 
     Labels are matched by name. A picture that can't be decoded is named and left out, and the exit code is 2.
     """
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
     from ..evaluate import evaluate as evaluated
     from ..evaluation import draw_confusion, evaluation_tables, refuse_plot
     from ..progress import open_progress
 
+    refuse_unwritable(json, confusion)
     if confusion:
         refuse_plot(confusion)  # before the work
     report = evaluated(

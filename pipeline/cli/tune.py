@@ -45,11 +45,12 @@ def tune(
     The choice is kept in the bundle, where `load`, `predict` and `serve` find it. Interrupted, the same command goes on
     from there. Exit code 1 where nothing passes the gates, or nothing meets the bound.
     """
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
     from ..evaluation import refuse_plot
     from ..tune import tune as tune_bundle
     from ..tuning.report import draw_tuned, tune_table
 
+    refuse_unwritable(json, plot)
     if plot:
         refuse_plot(plot)  # before the work
     try:

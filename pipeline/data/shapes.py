@@ -1,4 +1,4 @@
-"""Ten shapes in colour, rendered: 6,000 pictures of 256 x 256 pixels, enough to exercise nets for 224 x 224.
+"""Ten shapes in colour, rendered: 10,000 pictures of 256 x 256 pixels, enough to exercise nets for 224 x 224.
 
 Neither colour, place, size nor direction tells the class: shapes and grounds are painted at random in colours that
 differ, shapes are turned and stretched, grounds are flat, sloping, striped, chequered or cloudy, and strokes lie about.
@@ -87,7 +87,7 @@ SHAPES: dict[str, Callable[[Field, Field], Field]] = {
 
 
 class Shapes(Rendered):
-    """Ten classes, 600 pictures each, uint8 (256, 256, 3)."""
+    """Ten classes, 1,000 pictures each, uint8 (256, 256, 3)."""
 
     grey = False
 

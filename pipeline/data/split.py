@@ -132,6 +132,11 @@ def _drawn_by_labels(dataset: Dataset, left: list[int], shares: dict[Part, float
 
 
 def _refuse_absent(dataset: Dataset, parts: Members) -> None:
+    if dataset.task == "multilabel" and parts["validation"] and not dataset.labels[parts["validation"]].any():
+        raise UsageError(
+            f"no picture in the validation part of {dataset.name} has a label, so that no epoch could be chosen by it: "
+            "add pictures there, or have the parts drawn"
+        )
     for part in ("train", "test"):
         labels = dataset.labels[np.array(parts[part], np.int64)]
         if dataset.task == "classification":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import threading
 from pathlib import Path
@@ -51,6 +52,8 @@ def _room(shape: tuple[int, ...], scratch: Path | None) -> NDArray[np.uint8]:
     if scratch is not None:
         scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=scratch) as file:  # the mapping outlives the closed file
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error now, and not a signal later
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
         return np.memmap(file, np.uint8, "w+", shape=shape)
 
 

@@ -26,8 +26,10 @@ from trueport.export.variants import Material
 from trueport.pipeline.check import ALL, References, check_deployment
 from trueport.pipeline.deployment import Deployment
 from trueport.pipeline.gates import OPENING
+from trueport.pipeline.tuning.space import BF16_SETS
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ExportError
+from trueport.runtime.machine import describe_machine
 from trueport.runtime.manifest import Normalisation, Precision, Preprocessing
 from trueport.runtime.runners import DEFAULT
 from trueport.runtime.verdict import Verdict
@@ -36,8 +38,9 @@ from .winograd import WINOGRAD, served_by_winograd
 
 CLASSES = 10
 GOLDEN, EVALUATED, CALIBRATED = 8, 64, 32
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-"""bf16 takes as long to export as the others, and no runner judges it on most processors."""
+BF16: tuple[Precision, ...] = () if BF16_SETS.isdisjoint(describe_machine().instruction_sets) else ("bf16",)
+PRECISIONS: tuple[Precision, ...] = ("fp32", *BF16, "fp16", "int8")
+"""bf16 takes as long to export as the others: it is left out where no runner judges it."""
 THREADS = 2
 DEVIATIONS = ("max_abs", "rms")
 NOT_JUDGED = {OPENING, "evidence", "labels"}

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from trueport.pipeline import cli
+from trueport.pipeline.run_folder import Run
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.manifest import MANIFEST
 
@@ -69,12 +70,12 @@ def test_version_is_the_installed_one(trueport: Any) -> None:
         ),
         (["train", "--recipe", "digits", "--set", "name=a/b"], 2, "name: expected letters, digits, dots"),
         (["train", "lenet", "--data", "./absent"], 2, "there is no folder absent"),
-        (["train"], 2, "expected an architecture and --data, as in `trueport train lenet --data digits`, or --recipe"),
+        (["train"], 2, "expected an architecture and --data, such as `lenet --data digits`, or --recipe"),
         (["train", "alexnet", "--recipe", "digits"], 2, "the recipe digits is for lenet, found alexnet"),
         (["train", "--recipe", "digits", "--set", "train.epochs=0"], 2, "set model.init to a file or imagenet"),
         (["describe", "lenet", "--diagram", "x.jpg"], 2, "expected --diagram FILE.svg, found x.jpg"),
         (["run", "digit"], 2, "unknown recipe 'digit': did you mean digits?"),
-        (["run", "absent.toml"], 2, "can't read the recipe absent.toml"),
+        (["run", "absent.toml"], 2, "there is no recipe absent.toml"),
         (["export", "absent"], 2, "absent"),
         (["export", "absent", "--precision", "fp17"], 2, "absent"),
         (["check", "absent"], 2, "absent is not a bundle"),
@@ -101,6 +102,8 @@ def test_bad_options_of_a_bundle_s_commands(trueport: Any, bundle_path: Path) ->
     for arguments, sentence in (
         (["check", bundle_path, "--runner", "onnxruntim:cpu"], "did you mean onnxruntime:cpu"),
         (["check", bundle_path, "--variant", "fp61"], "unknown variant 'fp61'"),
+        (["check", bundle_path, "--data", "digits", "--explain"], "the bundle's own pictures: leave it or --data out"),
+        (["check", bundle_path, "--self-test", "--junit", "x.xml", "--data", "digits"], "leave out --data, --junit"),
         (["bench", bundle_path, "--batch", "1,x"], "expected numbers such as 1,8,32"),
         (["bench", bundle_path, "--batch", "0"], "batch sizes must be at least 1"),
         (["bench", bundle_path, "--seconds", "0"], "above 0 seconds"),
@@ -262,6 +265,58 @@ def test_json_goes_into_devices_and_through_links(trueport: Any, bundle_path: Pa
     assert trueport("check", bundle_path, "--json", tmp_path / "pipe")[0] == 0
     assert json.loads(reader.communicate(timeout=10)[0])["faithful"] is True
     assert (tmp_path / "pipe").is_fifo()
+    ours, theirs = os.pipe()  # as a shell's >(…) hands it over
+    with os.fdopen(ours) as reading:
+        assert trueport("check", bundle_path, "--json", f"/dev/fd/{theirs}")[0] == 0
+        os.close(theirs)
+        assert json.load(reading)["faithful"] is True
+
+
+@pytest.mark.parametrize("command", ["check", "bench", "evaluate", "tune", "build"])
+def test_an_output_that_can_t_be_written_is_refused_before_the_work(
+    trueport: Any, bundle_path: Path, tmp_path: Path, command: str
+) -> None:
+    code, out, err = trueport(command, bundle_path, "--json", tmp_path)
+    assert (code, out) == (2, "")
+    assert err == f"trueport: {tmp_path} is a folder, expected a file to write\n"
+    (tmp_path / "file").write_text("")
+    code, out, err = trueport(command, bundle_path, "--json", tmp_path / "file" / "out.json")
+    assert (code, out) == (2, "")
+    assert "is no folder that may be written to" in err
+
+
+def test_the_folder_of_a_run_is_told_from_its_bundle(trueport: Any, bundle_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bundle").symlink_to(bundle_path)
+    code, _, err = trueport("check", tmp_path / "run")
+    assert code == 2
+    assert err.endswith(f"it has no manifest.json; did you mean {tmp_path / 'run' / 'bundle'}?\n")
+
+
+def test_weights_that_are_there_are_exported_as_they_are(
+    trueport: Any, run_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = run_path / "weights.safetensors"
+    given = ["lenet", "--data", "digits", "--init", weights]
+    code, out, err = trueport("export", *given, "--set", "export.golden=5", "--set", "preprocessing.size=32")
+    assert code == 0, err
+    bundle = Path("runs/lenet-digits-given/bundle")
+    assert out.startswith(f"{bundle}: lenet-digits 1, fp32, 10 classes, ")
+    assert len(Bundle.open(bundle).golden().images) == 5 + 3
+    assert Bundle.open(bundle).manifest.provenance.weights_sha256 == Run.open(run_path).info.weights_sha256
+    code, _, err = trueport("export", "lenet", "--data", "digits")
+    assert (code, "whose weights? Give --init a file or imagenet" in err) == (2, True)
+    code, _, err = trueport("export", run_path, "--init", weights)
+    assert (code, "is a folder: a run has its own data and weights" in err) == (2, True)
+    code, _, err = trueport("export", run_path, "--set", "train.epochs=3")
+    assert (code, "--set changes export.… and name alone now, found train.epochs=3" in err) == (2, True)
+
+
+def test_scenarios_take_no_batches(trueport: Any, bundle_path: Path) -> None:
+    code, _, err = trueport("bench", bundle_path, "--scenario", "single", "--batch", "8")
+    assert code == 2
+    assert "leave out one of both" in err
 
 
 def test_a_reader_that_has_enough_is_no_error(bundle_path: Path, tmp_path: Path) -> None:

@@ -178,6 +178,15 @@ def test_a_rare_label_is_in_train_and_test_or_refused_by_name() -> None:
         split(Marked(labels), 0.1, 0.2, 0)
 
 
+def test_a_validation_part_without_any_label_is_refused() -> None:
+    labels = np.ones((30, 2), np.uint8)
+    labels[20:] = 0
+    parts: tuple[Part, ...] = ("train", "test", "validation")
+    own = [part for part in parts for _ in range(10)]
+    with pytest.raises(UsageError, match="no picture in the validation part of marked has a label"):
+        split(Marked(labels, own), 0.1, 0.2, 0)
+
+
 def test_too_few_pictures_for_three_parts_are_refused() -> None:
     with pytest.raises(
         UsageError, match=r"marked has 2 pictures, too few for train, validation \(0\.1\) and test \(0\.2\)"

@@ -252,7 +252,7 @@ def test_an_extra_names_its_purpose_and_its_command() -> None:
 def test_every_extra_that_trueport_declares_has_a_purpose() -> None:
     declared = metadata.metadata("trueport").get_all("Provides-Extra") or []
     assert declared
-    assert set(declared) == set(doctor.PURPOSES) | doctor.NOT_USED_YET
+    assert set(declared) == {*doctor.PURPOSES, doctor.SUM}
 
 
 # The whole

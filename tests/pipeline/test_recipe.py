@@ -29,6 +29,9 @@ from trueport.runtime.errors import UsageError
         ("model.args={a=1979-05-27}", "model.args[...]: expected true or false or a whole number"),
         ("train=3", "train: expected a table, found a whole number"),
         ("train.label_smoothing=1", "train.label_smoothing: expected a number < 1.0"),
+        ("augment.crop_scale=[1.0, 0.08]", "augment.crop_scale has to be the least and the most, found [1.0, 0.08]"),
+        ("augment.crop_ratio=[2, 1]", "augment.crop_ratio has to be the least and the most, found [2.0, 1.0]"),
+        ("train={nesterov=true, momentum=0}", "train.nesterov needs a train.momentum above 0"),
         ("check.runner=[]", "check.runner: expected a list of length >= 1"),
         ('check.runner=["onnxruntim:cpu"]', "unknown check.runner 'onnxruntim:cpu': did you mean onnxruntime:cpu"),
         ("bench.batch=[]", "bench.batch: expected a list of length >= 1"),
@@ -48,6 +51,15 @@ def test_what_can_t_be_carried_out_is_refused_by_its_key(change: str, sentence: 
         recipe_from_table({"name": "x"}, [change])
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_read_with_a_mark_of_its_bytes_order_and_missed_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")
+    assert load_recipe(tmp_path / "mine.toml").train.epochs == 3
+    with pytest.raises(UsageError, match=r"there is no recipe .*digits\.toml; digits is one that comes with trueport"):
+        load_recipe(tmp_path / "digits.toml")
+    with pytest.raises(UsageError, match=r"there is no recipe .*nothing\.toml: `trueport recipes` lists those"):
+        load_recipe(tmp_path / "nothing.toml")
 
 
 def test_changing_a_loaded_recipe_is_checked_too() -> None:

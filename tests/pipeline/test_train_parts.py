@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trueport.pipeline.data import open_dataset
-from trueport.pipeline.progress import SECONDS_BETWEEN_LINES, Lines
+from trueport.pipeline.progress import SECONDS_BETWEEN_LINES, SECONDS_OF_SILENCE, Lines
 from trueport.pipeline.recipe import TrainSection, recipe_from_table
 from trueport.pipeline.resolve import resolve
 from trueport.pipeline.seeds import derived_seed
@@ -94,6 +94,19 @@ def test_lines_come_at_a_moderate_pace_and_the_last_always() -> None:
         lines.advance(10)
         lines.report(f"epoch {epoch}", last=epoch == 10)
     assert shown.getvalue().splitlines() == ["training: 100 pictures", "epoch 1", "epoch 5", "epoch 9", "epoch 10"]
+
+
+def test_a_log_hears_of_work_that_takes_long() -> None:
+    import io
+
+    now, shown = [0.0], io.StringIO()
+    lines = Lines(shown, lambda: now[0])
+    lines.begin("training", 1000)
+    for _ in range(10):
+        now[0] += SECONDS_OF_SILENCE / 4
+        lines.advance(100, "loss 1.5")
+    told = ["training: 400 of 1,000 pictures, loss 1.5", "training: 800 of 1,000 pictures, loss 1.5"]
+    assert shown.getvalue().splitlines() == ["training: 1,000 pictures", *told]
 
 
 def test_the_normalisation_in_training_is_that_of_the_graph() -> None:
