@@ -102,7 +102,7 @@ def _free_logits(model: onnx.ModelProto) -> None:
     while (node := behind.get(name)) is not None:
         before = behind.get(node.input[0]) if node.input else None
         if node.op_type == "DequantizeLinear" and before is not None and before.op_type == "QuantizeLinear":
-            _replace(model, node, before.input[0])
+            name = _replace(model, node, before.input[0])
             behind = producers(model)
         elif node.op_type in SHAPING:
             name = node.input[0]
@@ -110,8 +110,8 @@ def _free_logits(model: onnx.ModelProto) -> None:
             return
 
 
-def _replace(model: onnx.ModelProto, dequantize: onnx.NodeProto, source: str) -> None:
-    """Let what makes `source` make the dequantized tensor itself, or its consumers take the source."""
+def _replace(model: onnx.ModelProto, dequantize: onnx.NodeProto, source: str) -> str:
+    """Let what makes `source` make the dequantized tensor itself, or its consumers take the source; the name it has."""
     made, graph = dequantize.output[0], model.graph
     quantize = producers(model)[dequantize.input[0]]
     graph.node.remove(dequantize)
@@ -121,6 +121,7 @@ def _replace(model: onnx.ModelProto, dequantize: onnx.NodeProto, source: str) ->
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [new if name == old else name for name in names]
+    return new
 
 
 def _restore_metadata(result: onnx.ModelProto, model: onnx.ModelProto) -> None:

@@ -32,7 +32,10 @@ Rows = NDArray[np.uint8]
 
 
 def open_written(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """A session that fuses float operators, and takes no Q/DQ pair for an integer kernel or for none."""
+    """A session that fuses float operators, and takes no Q/DQ pair for an integer kernel or for none.
+
+    For hundreds of pictures, since fusing saves time; `written_runner`, by which graphs are judged, fuses nothing.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

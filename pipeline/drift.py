@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from trueport.export.attribution.tensors import Expected, Tensors
     from trueport.export.original import Original
 
-PIXELS = 150_000
-"""Of all pictures that are asked, so that large ones take seconds."""
-FEWEST, MOST = 2, 8
-"""Pictures."""
-
 
 @dataclass(frozen=True)
 class Drift:
@@ -60,13 +55,14 @@ def drift_of(bundle: Bundle, trust_code: bool = False, progress: Callable[[str],
     if WEIGHTS not in bundle.manifest.files:
         return Drift(f"the bundle has no {WEIGHTS}, which the original is rebuilt from")
     try:
-        from trueport.export.attribution.subject import Subject
+        from trueport.export.attribution.subject import Subject, tensor_rows
         from trueport.export.attribution.tensors import expected_tensors, module_tensors
     except ImportError as error:
         return Drift(f"comparing layers needs {error.name}, which is not installed: pip install 'trueport[train]'")
     progress("layers of the original")
     subject = Subject(bundle, trust_code=trust_code)
-    images = _pictures(subject.evaluation.images)
+    held_out = subject.evaluation.images
+    images = held_out[: tensor_rows(held_out)]
     try:
         original = subject.original
         if original is None:
@@ -102,11 +98,6 @@ def _drift(
         return Drift("; ".join(missing) or "the graphs do not tell which layers they are made of")
     noise = tuple(expected[tensor].allowed / HEADROOM for tensor in places.values())
     return Drift("; ".join(missing), pictures, HEADROOM, tuple(places), noise, found)
-
-
-def _pictures(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    most = PIXELS // (images.shape[1] * images.shape[2])
-    return images[: min(MOST, max(FEWEST, most))]
 
 
 def _innermost(base: onnx.ModelProto, modules: dict[str, str], expected: dict[str, Expected]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from trueport.export.attribution.subject import Subject
 from trueport.export.written import open_as_written
 from trueport.runtime.bundle import Bundle
 from trueport.runtime.errors import ImageError
+from trueport.runtime.evidence import GOLDEN_NEEDED
 from trueport.runtime.explanation import STAGES, Explanation, Stage, StageResult
 from trueport.runtime.graph_facts import contradictions, graph_facts
 from trueport.runtime.manifest import Manifest
@@ -146,6 +147,14 @@ def _of_evidence(_: Deployment, __: Subject, verdict: Verdict) -> tuple[Stage, P
             "export with more and different held-out pictures, or check with --data",
             True,
         )
+    rows = verdict.measured.get("golden_pictures")
+    if rows is not None and rows < GOLDEN_NEEDED:
+        return "evidence", PixelCause(
+            f"there are {int(rows)} different golden inputs that are not of one colour, {GOLDEN_NEEDED} are needed: "
+            "among equal ones nobody sees which row is whose",
+            "export the bundle again with different pictures as its golden inputs",
+            True,
+        )
     return "evidence", PixelCause(
         "all held-out pictures are of one class: what happens to the others can't be seen",
         "export with held-out pictures of every class, or check with --data",
@@ -220,13 +229,18 @@ def _rows(found: Explanation) -> list[tuple[str, str, str]]:
         ("tensor", "", _departure(first.layer, first.tensor, first.max_abs, first.allowed))
         for first in [one for one in found.first if not _within(one.max_abs, one.allowed)][:FIRST]
     ]
-    rows.append(
-        ("cause", "confirmed" if found.confirmed else "likely", f"{found.stage} ({STAGES[found.stage]}): {found.cause}")
-    )
+    rows.append(("cause", "confirmed" if found.confirmed else "likely", _cause(found)))
     rows.append(("remedy", "", found.remedy))
     if found.float_layers:
         rows.append(("in float", "", ", ".join(found.float_layers)))
     return rows
+
+
+def _cause(found: Explanation) -> str:
+    """With the stage in front where one was shown to depart, else behind it."""
+    if any(result.status == "departs" for result in found.stages):
+        return f"{found.stage} ({STAGES[found.stage]}): {found.cause}"
+    return f"{found.cause} (look first at {found.stage}: {STAGES[found.stage]})"
 
 
 def _measured(result: StageResult) -> str:

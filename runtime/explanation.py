@@ -58,7 +58,7 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     gates: tuple[str, ...]
     """That failed, or are undecided."""
     stage: Stage
-    """The first that departs."""
+    """The first that departs; where none does, that which adds most to what the gate measured."""
     stages: tuple[StageResult, ...]
     first: tuple[Departure, ...] = ()
     """The first tensors that depart within the stage, at most a few."""

@@ -64,3 +64,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+
+
+def pytest_unconfigure() -> None:
+    """Forget the storages that torch's workers have shared: at the interpreter's end each would miss torch aloud."""
+    from torch.multiprocessing.reductions import shared_cache
+
+    shared_cache.clear()

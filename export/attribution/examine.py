@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from trueport.runtime import comparison
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.explanation import Explanation
+from trueport.runtime.explanation import Explanation, Stage
 from trueport.runtime.manifest import Variant
 from trueport.runtime.runner import Runner, run_in_batches
 from trueport.runtime.verdict import Verdict
 
 from .chain import opened_chain
 from .findings import Finding, Trial
+from .inputs import choose_inputs
 from .stages import departing_stage, found_in
 from .subject import Subject
 
@@ -35,11 +36,12 @@ def examined(
     its place.
     """
     batches = "batch invariance" in gates
+    say(f"{variant.name} on {runner}: inputs")
+    choose_inputs(subject, _judged(subject, gates, opened))
     with opened_chain(subject, variant, runner, lambda: opened(subject.bundle), batches=batches, say=say) as chain:
         stage = departing_stage(subject, variant, chain, set(gates))
         trial = Trial(subject, variant, runner, chain, gates, opened, say)
-        few = chain.departing is None and all(verdict.status == "undecided" for verdict in gates.values())
-        finding = _too_few(gates) if few else found_in(trial, stage)
+        finding = _found(trial, stage)
         if variant.precision == "int8" and stage in {"precision", "runner"} and _lost_some(gates):
             finding = _with_float_layers(trial, finding)
         return Explanation(
@@ -54,6 +56,39 @@ def examined(
             remedy=finding.remedy,
             float_layers=finding.float_layers,
         )
+
+
+def _judged(subject: Subject, gates: Mapping[str, Verdict], opened: Callable[[Bundle], Runner]) -> Callable[[], Runner]:
+    """What the gates are about: the runner on trial, or the rebuilt original where that is not what was recorded."""
+
+    def judged() -> Runner:
+        if "recording" not in gates or subject.original is None:
+            return opened(subject.bundle)
+        from ..original import OriginalRunner
+
+        return OriginalRunner(subject.original, subject.threads)
+
+    return judged
+
+
+def _found(trial: Trial, stage: Stage) -> Finding:
+    """What the stage departs by; where none does, what was shown all the same, or that nothing was."""
+    chain, gates = trial.chain, trial.gates
+    if chain.departing is not None or "contract" in gates:
+        return found_in(trial, stage)
+    if all(verdict.status == "undecided" for verdict in gates.values()):
+        return _too_few(gates)
+    finding = found_in(trial, stage)
+    lost = "accuracy" in gates and (chain.result(stage).measured.get("drop_points") or 0) > 0
+    return finding if finding.confirmed or lost else _nowhere(len(trial.subject.images))
+
+
+def _nowhere(inputs: int) -> Finding:
+    return Finding(
+        f"no stage departs beyond its bounds on the {inputs} inputs that were looked at: several may add up to it, or "
+        "it shows on other pictures",
+        "see which of the stages add most, and export with the pictures that it shows on in the evaluation slice",
+    )
 
 
 def _lost_some(gates: Mapping[str, Verdict]) -> bool:

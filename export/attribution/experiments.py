@@ -151,10 +151,16 @@ def _reordered(case: Case, right: NDArray[np.float64]) -> Iterator[Mistake]:
 
 def _order(found: Logits, right: NDArray[np.float64]) -> list[int] | None:
     """The place of each row of `found` among those of `right`; None where none is moved, or two have one place."""
-    distances = np.abs(found[:, None].astype(np.float64) - right[None]).max(axis=2)
-    order = distances.argmin(axis=1).tolist()
-    moved = order != list(range(len(order)))
-    return order if moved and len(set(order)) == len(order) else None
+    taken: dict[int, None] = {}
+    right = np.ascontiguousarray(right)
+    # Row by row: of ten thousand classes all distances at once take gigabytes.
+    for row in found.astype(np.float64):
+        place = int(np.abs(right - row).max(axis=1).argmin())
+        if place in taken:
+            return None
+        taken[place] = None
+    order = list(taken)
+    return order if order != list(range(len(order))) else None
 
 
 def _softmax(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

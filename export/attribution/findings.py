@@ -15,7 +15,7 @@ from trueport.runtime.verdict import Verdict
 
 from .chain import Chain, Link, answered
 from .experiments import Case, Mistake, explaining, input_mistakes, logit_mistakes, module_mistakes, pixel_mistakes
-from .subject import Logits, Rows, Subject, close_rows
+from .subject import Logits, Rows, Subject, close_rows, tensor_rows
 
 ROWS_TOGETHER = (2, 7, 32)
 """Sizes of batches in which rows are tried where single ones agree."""
@@ -70,6 +70,11 @@ def case_of(chain: Chain, stage: Stage, images: Rows) -> Case | None:
             together = not _kept(result.measured.get("batches", 0.0), result.allowed.get("batches", 0.0))
             return Case(images[rows], found, expected, link.bounds.max_abs, together)
     return None
+
+
+def images_of(case: Case) -> Rows:
+    """Its inputs that differ most, so few that all tensors of a network may be held for them."""
+    return case.images[close_rows(case.found, case.expected, tensor_rows(case.images))]
 
 
 def _kept(value: float | None, limit: float) -> bool:

@@ -12,7 +12,7 @@ from trueport.runtime.manifest import Variant
 
 from ..ranges import HALF_MAX
 from .experiments import Case
-from .findings import Finding, Trial, case_of, known_mistake, share
+from .findings import Finding, Trial, case_of, images_of, known_mistake, share
 
 if TYPE_CHECKING:
     import onnx
@@ -89,19 +89,19 @@ def looked_at(
 
     if case is None:
         return Look()
-    subject = trial.subject
+    subject, images = trial.subject, images_of(case)
     limit = share(trial.chain.link(stage), case.expected)
     expected: dict[str, Expected] = {}
     try:
         if stage == "precision":
-            reference = graph_tensors(subject.graph(subject.base), case.images)
+            reference = graph_tensors(subject.graph(subject.base), images)
             expected = named_tensors(reference, limit, "the fp32 graph")
         else:
             if healthy is not None:
-                expected = named_tensors(graph_tensors(healthy, case.images), limit, "a graph exported anew")
+                expected = named_tensors(graph_tensors(healthy, images), limit, "a graph exported anew")
             if subject.original is not None:
-                expected |= expected_tensors(subject.original, case.images, graph)
-        tensors = graph_tensors(graph, case.images)
+                expected |= expected_tensors(subject.original, images, graph)
+        tensors = graph_tensors(graph, images)
     except Exception as error:  # noqa: BLE001 — a graph that refuses these rows, or a module that was brought
         trial.say(f"the tensors of {stage} can't be had: {error}")
         return Look()

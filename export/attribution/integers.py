@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..activations import Activations, Histogram, observed
 from ..calibration import ranges
-from ..layers import COMPUTING, layer_name, producers
-from ..quantize import prepared, quantized
+from ..layers import COMPUTING, computed_in, layer_name, producers
+from ..quantize import Scheme, prepared, quantized
 from .graph_diff import constants
 from .subject import Rows
 
@@ -69,7 +69,7 @@ def _ratio(seen: Histogram, low: float, high: float) -> float:
 
 
 def recalibrated(graph: onnx.ModelProto, floats: onnx.ModelProto, images: Rows, reduce_range: bool) -> onnx.ModelProto:
-    """The float graph quantized anew in the same scheme, with the ranges of `images`."""
+    """The float graph quantized anew in the same scheme, with the ranges of `images`; what was in float stays so."""
     unsigned = any(
         value.dtype == np.uint8
         for node in graph.graph.node
@@ -78,7 +78,9 @@ def recalibrated(graph: onnx.ModelProto, floats: onnx.ModelProto, images: Rows, 
     )
     seen: Activations = observed(floats, images)[-1]
     limits = ranges(seen, "minmax")
-    return quantized(prepared(floats), limits, "u8s8" if unsigned else "s8s8", reduce_range=reduce_range)
+    scheme: Scheme = "u8s8" if unsigned else "s8s8"
+    in_float = [name for name, kind in computed_in(graph).items() if kind != "int8"]
+    return quantized(prepared(floats), limits, scheme, reduce_range=reduce_range, in_float=in_float)
 
 
 def other_weights(graph: onnx.ModelProto, floats: onnx.ModelProto) -> list[tuple[str, float]]:

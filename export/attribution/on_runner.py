@@ -13,7 +13,7 @@ from trueport.runtime.explanation import Departure, Stage
 
 from .chain import Answer, answer_of, answered, close_to, distance
 from .experiments import LESS, Case
-from .findings import Finding, Trial, case_of, known_mistake, share
+from .findings import Finding, Trial, case_of, images_of, known_mistake, share
 
 if TYPE_CHECKING:
     import onnx
@@ -103,9 +103,9 @@ def _saturates(trial: Trial, case: Case) -> Finding | None:
 
 def _late(trial: Trial, stage: Stage) -> Finding | None:
     """Answers that belong to the batch before."""
-    answer, images = trial.chain.link(stage).answer, trial.subject.images
-    expected, count = trial.chain.before(stage).logits, min(4, len(images) // 2)
-    if answer is None or expected is None:
+    link, images = trial.chain.link(stage), trial.subject.images
+    answer, expected, count = link.answer, trial.chain.before(stage).logits, min(4, len(images) // 2)
+    if answer is None or expected is None or link.refused:
         return None
     answer(images[:count])
     found = answer(images[count : 2 * count])
@@ -121,10 +121,9 @@ def _late(trial: Trial, stage: Stage) -> Finding | None:
 
 def _by_place(trial: Trial, case: Case) -> Finding | None:
     """Rows of a batch that are wrong by their place, while the others are right."""
-    answer = trial.chain.link("runner").answer
-    images = trial.subject.images[:32]
-    expected = trial.chain.before("runner").logits
-    if answer is None or expected is None:
+    link, images = trial.chain.link("runner"), trial.subject.images[:32]
+    answer, expected = link.answer, trial.chain.before("runner").logits
+    if answer is None or expected is None or link.refused:
         return None
     with np.errstate(invalid="ignore"):
         away = np.abs(answer(images).astype(np.float64) - expected[: len(images)]).max(axis=1)
@@ -230,9 +229,10 @@ def bisected(
 
     subject = trial.subject
     graph = subject.graph(trial.variant if stage == "runner" else subject.base)
+    images = images_of(case)
     try:
-        expected = graph_tensors(graph, case.images)
-        return first_beyond(graph, case.images, expected, share(trial.chain.link(stage), case.expected), opened)
+        expected = graph_tensors(graph, images)
+        return first_beyond(graph, images, expected, share(trial.chain.link(stage), case.expected), opened)
     except Exception as error:  # noqa: BLE001 — an application's runner need not take another graph
         trial.say(f"{trial.runner} can't be asked for single tensors: {error}")
         return ()

@@ -11,7 +11,7 @@ from onnx.numpy_helper import from_array, to_array
 
 from ..layers import COMPUTING
 from ..original import OUTPUT
-from .subject import Rows
+from .subject import Rows, tensor_rows
 from .tensors import graph_tensors
 
 SMALLEST = float(np.finfo(np.float32).tiny)
@@ -22,11 +22,10 @@ ADDED = "planted."
 
 def flushed(graph: onnx.ModelProto, images: Rows) -> onnx.ModelProto | None:
     """The graph with activations that are denormal on `images` taken for zero; None where none is."""
-    small = {
-        name
-        for name, values in graph_tensors(graph, images).items()
-        if values.dtype == np.float32 and bool(((values != 0) & (np.abs(values) < SMALLEST)).any())
-    }
+    count, small = tensor_rows(images), set[str]()
+    for start in range(0, len(images), count):
+        tensors = graph_tensors(graph, images[start : start + count])
+        small |= {name for name, values in tensors.items() if _has_denormals(values)}
     if not small:
         return None
     made = _copied(graph)
@@ -42,6 +41,10 @@ def flushed(graph: onnx.ModelProto, images: Rows) -> onnx.ModelProto | None:
     del made.graph.node[:]
     made.graph.node.extend(ordered)
     return made
+
+
+def _has_denormals(values: NDArray[Any]) -> bool:
+    return values.dtype == np.float32 and bool(((values != 0) & (np.abs(values) < SMALLEST)).any())
 
 
 def _flush(name: str) -> list[onnx.NodeProto]:

@@ -44,6 +44,9 @@ def found_in(trial: Trial, stage: Stage) -> Finding:
 def _refused(trial: Trial, stage: Stage, refused: str) -> Finding:
     """It can't be opened, or can't answer."""
     link = trial.chain.link(stage)
+    if link.logits is not None and stage == "runner":
+        told = f"{trial.runner} refuses batches that the graph takes, and answers single rows: {refused}"
+        return Finding(told, "build for the largest batch that is asked (`trueport build`), or serve single rows", True)
     if link.logits is not None:
         told = f"a number of rows is frozen inside: single rows are answered, batches are refused ({refused})"
         return Finding(

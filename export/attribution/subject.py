@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.uint8]
 Logits = NDArray[np.floating[Any]]
+Order = NDArray[np.int64]
+"""Rows, by index."""
+NO_ORDER: Order = np.arange(0)
 PIXELS = 2_000_000
 """Of all inputs together, so that a network for large pictures is asked a few dozen of them."""
 FEWEST = 48
 """Inputs at the least, where the bundle has so many."""
 CLOSE = 8
-"""Inputs that every tensor of a network is looked at on."""
+"""Inputs that a departure is looked at on."""
+TENSOR_PIXELS = 150_000
+"""Of the inputs whose every tensor is held, in several copies: VGG-16's of one picture of 224 x 224 take 120 MB."""
+FEWEST_TENSORS = 2
+"""Such inputs at the least, so that what rows of a batch do to each other is seen."""
 
 
 class Subject:
@@ -47,19 +54,41 @@ class Subject:
         self._rebuild = partial(rebuild, bundle, trust_code)
         self.golden, self.evaluation = bundle.golden(), bundle.evaluation()
         rows = max(FEWEST, PIXELS // (bundle.manifest.preprocessing.height * bundle.manifest.preprocessing.width))
-        golden = np.arange(len(self.golden.images))[-max(rows // 2, 3) :]  # the extremes come last
-        held_out = len(self.evaluation.images[: rows - len(golden)])
-        self.images: Rows = np.concatenate([self.golden.images[golden], self.evaluation.images[:held_out]])
-        self.recorded: Logits = np.concatenate([self.golden.logits[golden], self.evaluation.logits[:held_out]])
-        self.held_out = slice(len(golden), None)
-        """Where the rows of the evaluation slice are among `images`."""
-        self.truth: NDArray[Any] = self.evaluation.labels[:held_out]
+        golden = min(max(rows // 2, 3), len(self.golden.images))
+        self._counts = golden, min(rows - golden, len(self.evaluation.images))
+        self.look_at()
         self.no_original = ""
         """Why there is no original, where there is none."""
         self.links: dict[str, Any] = {}
         """Stages that were asked, by name, as `chain` keeps them."""
         self._graphs: dict[str, onnx.ModelProto] = {}
         self._fresh: dict[str, onnx.ModelProto | str] = {}
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the bundle has more inputs than are looked at."""
+        return sum(self._counts) < len(self.golden.images) + len(self.evaluation.images)
+
+    def look_at(self, golden: Order = NO_ORDER, held_out: Order = NO_ORDER) -> None:
+        """Take other inputs, the same number of them: half the first of each order, half what is usual.
+
+        golden, held_out: rows of the golden set and of the evaluation slice, those first that matter most; the usual
+        ones alone where there is no such order.
+        """
+        # The extremes come last in the golden set.
+        parts = (
+            *_parted(golden, np.arange(len(self.golden.images))[::-1], self._counts[0]),
+            *_parted(held_out, np.arange(len(self.evaluation.images)), self._counts[1]),
+        )
+        ours, theirs = np.concatenate(parts[:2]), np.concatenate(parts[2:])
+        self.images: Rows = np.concatenate([self.golden.images[ours], self.evaluation.images[theirs]])
+        self.recorded: Logits = np.concatenate([self.golden.logits[ours], self.evaluation.logits[theirs]])
+        self.held_out = slice(len(ours), None)
+        """Where the rows of the evaluation slice are among `images`."""
+        self.truth: NDArray[Any] = self.evaluation.labels[theirs]
+        usual = [np.full(len(part), place % 2 == 1) for place, part in enumerate(parts)]
+        self.usual: Order = np.flatnonzero(np.concatenate(usual))
+        """Rows of `images` that no order has put there: what is averaged is averaged over these."""
 
     @cached_property
     def original(self) -> Original | None:
@@ -126,7 +155,25 @@ class Subject:
         return int(stated) if stated.isdigit() else {entry.domain: entry.version for entry in graph.opset_import}[""]
 
 
-def close_rows(found: Logits, expected: Logits) -> NDArray[np.int64]:
-    """The rows that differ most, or are no numbers, in ascending order; at most `CLOSE`."""
-    worst = np.nan_to_num(np.abs(found.astype(np.float64) - expected), nan=np.inf).max(axis=1)
-    return np.sort(np.argsort(-worst, kind="stable")[:CLOSE])
+def _parted(order: Order, usual: Order, count: int) -> tuple[Order, Order]:
+    """The first of `order`, as many as half of `count`, and in ascending order what fills up from `usual`."""
+    chosen = order[: count // 2]
+    return chosen, np.sort(usual[~np.isin(usual, chosen)][: count - len(chosen)])
+
+
+def farthest(found: Logits, expected: Logits) -> Order:
+    """Rows by their largest difference, those that are no numbers first; of equal ones the first comes first."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        away = np.nan_to_num(np.abs(found.astype(np.float64) - expected), nan=np.inf).max(axis=1)
+    return np.argsort(-away, kind="stable")
+
+
+def close_rows(found: Logits, expected: Logits, count: int = CLOSE) -> Order:
+    """The rows that differ most, or are no numbers, in ascending order; at most `count`."""
+    return np.sort(farthest(found, expected)[:count])
+
+
+def tensor_rows(images: Rows) -> int:
+    """How many of such pictures all tensors of a network may be held for: `CLOSE`, of large ones fewer."""
+    height, width = images.shape[1:3]
+    return min(CLOSE, max(FEWEST_TENSORS, TENSOR_PIXELS // (int(height) * int(width))))

@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 
 from trueport.runtime.explanation import Departure
+from trueport.runtime.runner import RunnerOptions
+from trueport.runtime.runners.written import written_runner
 
 from ..activations import with_outputs
 from ..golden import HEADROOM
@@ -25,7 +27,6 @@ from ..original import INPUT, OUTPUT, Original, served_module
 from .subject import Rows
 
 if TYPE_CHECKING:
-    import onnxruntime
     import torch
 
 Tensors = dict[str, NDArray[Any]]
@@ -44,22 +45,15 @@ class Expected:
     against: str
 
 
-def written_session(model: onnx.ModelProto, level: str = "off") -> onnxruntime.InferenceSession:
-    """A session of the graph as it is written; level `all`: as onnxruntime optimises it."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if level == "off":
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        settings.add_session_config_entry("session.disable_quant_qdq", "1")
-    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+def _outputs(model: onnx.ModelProto, images: Rows) -> Tensors:
+    """What the graph answers as it is written, nothing fused, all rows in one batch."""
+    runner = written_runner(model.SerializeToString(), "the graph as it is written", RunnerOptions())
+    return runner.run({INPUT: images})
 
 
 def graph_answers(model: onnx.ModelProto, images: Rows) -> NDArray[Any]:
-    """Logits of the graph as it is written, all rows in one batch."""
-    return np.asarray(written_session(model).run([OUTPUT], {INPUT: images})[0])
+    """Logits of the graph as it is written, all rows in one batch. Raises as the runner `written` does."""
+    return np.asarray(_outputs(model, images)[OUTPUT])
 
 
 def float_tensors(model: onnx.ModelProto) -> list[str]:
@@ -69,11 +63,11 @@ def float_tensors(model: onnx.ModelProto) -> list[str]:
 
 
 def graph_tensors(model: onnx.ModelProto, images: Rows) -> Tensors:
-    """Every float tensor of the graph as it is written that has a row for each image."""
+    """Every float tensor of the graph as it is written that has a row for each image. Raises as `graph_answers`."""
     types = element_types(model)
     names = [name for name in float_tensors(model) if types[name] != onnx.TensorProto.BFLOAT16]
-    session = written_session(with_outputs(model, names, types))
-    found = dict(zip(names, session.run(names, {INPUT: images}), strict=True))
+    outputs = _outputs(with_outputs(model, names, types), images)
+    found = {name: outputs[name] for name in names}
     return {name: values for name, values in found.items() if values.ndim and len(values) == len(images)}
 
 

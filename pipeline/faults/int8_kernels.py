@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
 LOOKED_AT = 8
 """Golden inputs by which the layer is chosen."""
+AT_ONCE = 2**24
+"""Products that are held at a time; a convolution's of one large picture take gigabytes."""
 
 
 @fault("saturating int8", "8-bit products saturate 16 bits", "runner", precision="int8")
@@ -89,8 +91,9 @@ class _Layer:
 
     def _row(self, activations: NDArray[np.uint8], limit: int = HIGHEST) -> NDArray[np.float32]:
         columns, shape = self._columns(activations)
-        pairs = np.clip(_pairs(columns, self.weight), -limit - 1, limit)
-        sums = pairs.sum(axis=1, dtype=np.int64) - self.zero_point * self.weight.astype(np.int64).sum(axis=0)
+        count = max(1, AT_ONCE // self.weight.size)
+        parts = [_sums(columns[i : i + count], self.weight, limit) for i in range(0, len(columns), count)]
+        sums = np.concatenate(parts) - self.zero_point * self.weight.astype(np.int64).sum(axis=0)
         answers: NDArray[np.float32] = (sums * self.scale + self.bias).astype(np.float32)
         return answers if shape is None else answers.T.reshape(1, -1, *shape)
 
@@ -104,6 +107,12 @@ class _Layer:
         windows = windows[:, :: self.strides[0], :: self.strides[1]]  # (C, h, w, kh, kw)
         shape = windows.shape[1], windows.shape[2]
         return windows.transpose(1, 2, 0, 3, 4).reshape(shape[0] * shape[1], -1), shape
+
+
+def _sums(columns: NDArray[np.uint8], weight: NDArray[np.int8], limit: int) -> NDArray[np.int64]:
+    """(M, out) of pairs that saturate beyond `limit`."""
+    pairs = np.clip(_pairs(columns, weight), -limit - 1, limit)
+    return np.asarray(pairs.sum(axis=1, dtype=np.int64))
 
 
 def _pairs(columns: NDArray[np.uint8], weight: NDArray[np.int8]) -> NDArray[np.int32]:

@@ -23,7 +23,7 @@ from trueport.pipeline.deployment import Deployment
 from trueport.pipeline.explain import explain, explanation_table, rebuilt
 from trueport.runtime.bundle import EVALUATION, GOLDEN, WEIGHTS, Bundle, sealed
 from trueport.runtime.errors import UsageError
-from trueport.runtime.explanation import Explanation
+from trueport.runtime.explanation import Explanation, StageResult
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
 from trueport.runtime.preprocessing import prepare
 
@@ -166,6 +166,27 @@ def test_too_few_pictures_are_evidence_and_the_number_needed_is_told(own_bundle:
     found = explained(Deployment(Bundle.open(own_bundle)))[0]
     assert (found.stage, found.gates) == ("evidence", ("evidence",))
     assert "29 are needed" in found.cause
+
+
+def test_golden_inputs_that_are_all_alike_are_told_as_that(own_bundle: Path) -> None:
+    change_arrays(own_bundle, GOLDEN, images=lambda images: images * 0)
+    found = next(one for one in explained(Deployment(Bundle.open(own_bundle))) if one.gates == ("evidence",))
+    assert (found.stage, found.confirmed) == ("evidence", True)
+    assert "there are 0 different golden inputs that are not of one colour, 2 are needed" in found.cause
+    assert "of one class" not in found.cause
+
+
+def test_where_nothing_departs_no_stage_stands_in_front_of_the_cause() -> None:
+    result = StageResult(stage="runner", status="agrees", detail="-")
+    found = Explanation(
+        variant="fp32", runner="onnxruntime:cpu", gates=("parity",), stage="runner", stages=(result,),
+        cause="no stage departs", confirmed=False, remedy="-",
+    )  # fmt: skip
+    told = [row[2] for row in explanation_table((found,)).rows if row[0] == "cause"]
+    assert told == ["no stage departs (look first at runner: the variant on its runner, against the variant's graph as "
+                    "it is written)"]  # fmt: skip
+    departed = msgspec.structs.replace(found, stages=(msgspec.structs.replace(result, status="departs"),))
+    assert any(row[2].startswith("runner (") for row in explanation_table((departed,)).rows)
 
 
 def test_bounds_set_by_hand_hold_for_the_explanation_too(bundle_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from trueport.export.attribution.float_layers import fewest, in_float, int8_layers, layer_names, node_names, ranked
-from trueport.export.attribution.integers import halved, misfits, other_weights, saturating
+from trueport.export.attribution.integers import halved, misfits, other_weights, recalibrated, saturating
 from trueport.export.attribution.rebuild import rebuilt_bundle
 from trueport.export.attribution.subject import Subject
 from trueport.export.attribution.tensors import graph_answers
@@ -96,6 +96,14 @@ def test_ranges_that_do_not_fit_are_found_and_those_that_do_are_not(subject: Sub
         found = misfits(wrong, floats, subject.images)
         assert "relu" in {one.tensor for one in found}
         assert all((one.ratio < 1) == narrow for one in found)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_what_is_in_float_stays_so_where_ranges_are_had_anew(subject: Subject, scheme: str) -> None:
+    graph, floats = graphs(subject, scheme)
+    mixed = in_float(graph, floats, int8_layers(graph)[1:2])
+    for model in (graph, mixed):
+        assert reached(recalibrated(model, floats, subject.images, reduce_range=False)) == reached(model)
 
 
 def test_weights_of_another_graph_are_found(subject: Subject) -> None:

@@ -129,6 +129,40 @@ def test_a_runner_that_runs_another_graph_is_found_out(
     assert "the same whatever graph is in the bundle" in found.cause
 
 
+class OneByOne(Wrapped):
+    """An application's session of a fixed size: it takes single rows."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        if any(len(rows) > 1 for rows in feeds.values()):
+            raise RuntimeError("Got invalid dimensions for input: image")
+        return super().run(feeds)
+
+
+def test_a_runner_that_refuses_batches_is_told_so(speck_path: Path, why: Any) -> None:
+    gates = ("parity", "batch invariance")
+    opened = lambda bundle: OneByOne(open_runner(bundle, ORT, "fp32"), same, same)  # noqa: E731
+    found = why(speck_path, opened=opened, gates=gates)
+    assert (found.stage, found.confirmed) == ("runner", True)
+    assert "refuses batches that the graph takes, and answers single rows: Got invalid dimensions" in found.cause
+    swapped = lambda bundle: OneByOne(open_runner(bundle, ORT, "fp32"), lambda x: x[..., ::-1], same)  # noqa: E731
+    found = why(speck_path, opened=swapped, gates=gates)
+    assert (found.stage, found.confirmed) == ("runner", True)
+    assert "BGR for RGB" in found.cause, "what is wrong in single rows too comes first"
+
+
+def test_a_runner_that_refuses_some_sizes_alone_is_no_error_here(speck_path: Path, why: Any) -> None:
+    class NoSevens(Wrapped):
+        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            if any(len(rows) == 7 for rows in feeds.values()):
+                raise RuntimeError("no engine was built for 7 rows")
+            return super().run(feeds)
+
+    opened = lambda bundle: NoSevens(open_runner(bundle, ORT, "fp32"), same, same)  # noqa: E731
+    found = why(speck_path, opened=opened, gates=("batch invariance",))
+    assert found.stage == "runner"
+    assert found.stages[-1].measured["batches"] is None
+
+
 def test_a_tensor_inside_the_runner_is_found_by_cutting(speck_path: Path, why: Any) -> None:
     """A runner whose first convolution has other weights than the graph that it was given."""
 

@@ -150,6 +150,27 @@ def test_saturation_is_that_of_vpmaddubsw() -> None:
     assert layer.compute(columns).tolist() == [[2 * 32767]]
 
 
+def test_products_of_a_large_picture_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(0)
+    weight, made = chance.integers(-127, 128, (18, 8)).astype(np.int8), list[int]()
+    layer = int8_kernels._Layer(
+        "-", onnx.ModelProto(), None, weight, 3, np.ones(8, np.float32), np.zeros(8, np.float32), kernel=(3, 3)
+    )
+    levels = chance.integers(0, 256, (2, 2, 30, 20)).astype(np.uint8)
+    whole, pairs = layer.compute(levels), int8_kernels._pairs
+
+    def seen(columns: Any, factors: Any) -> Any:
+        found = pairs(columns, factors)
+        made.append(found.size)
+        return found
+
+    monkeypatch.setattr(int8_kernels, "_pairs", seen)
+    monkeypatch.setattr(int8_kernels, "AT_ONCE", 2000)
+    np.testing.assert_array_equal(layer.compute(levels), whole)
+    assert max(made) <= 2000
+    assert sum(made) == 2 * 28 * 18 * 9 * 8
+
+
 def test_a_late_runner_answers_what_was_asked_before(healthy: Made) -> None:
     made = healthy("fp32")
     images = made.bundle.golden().images
