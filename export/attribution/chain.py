@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.runtime.comparison import batch_invariance
+from trueport.runtime.comparison import batch_invariance, overlaps
 from trueport.runtime.errors import MissingError
 from trueport.runtime.explanation import Stage, StageResult
 from trueport.runtime.manifest import Bounds, Variant
@@ -291,7 +291,7 @@ def _drop(found: Logits, expected: Logits, subject: Subject) -> float:
     def score(logits: Logits) -> float:
         rows = logits[subject.held_out]
         if subject.bundle.manifest.task == "multilabel":
-            return float(np.mean((rows > 0) == subject.truth.astype(bool)))
+            return float(np.mean(overlaps(rows, subject.truth)))
         return float(np.mean(rows.argmax(axis=1) == subject.truth))
 
     return 100 * (score(expected) - score(found))

@@ -40,6 +40,8 @@ from .servers import ASGI, FASTAPI, LOOP, NOTHING, OURS, PATHS, START_S, THREADS
 
 CONNECTIONS = (1, 16, 64)
 BATCHES = (1, 8, 16, 32)
+WRK_CONNECTIONS = 64
+BY_WRK = f"{WRK_CONNECTIONS}, by wrk"
 WRK_SCRIPT = """
 wrk.method = "POST"
 wrk.body = io.open("{body}", "rb"):read("*a")
@@ -91,7 +93,8 @@ def report(bundle: Path, chosen: argparse.Namespace, folder: Path) -> None:
     if not importlib.util.find_spec("fastapi"):
         names.remove(FASTAPI)
         print("fastapi is not installed, so nothing is measured beside it: pip install fastapi\n")
-    loads: dict[tuple[str, int], list[Load]] = defaultdict(list)
+    loads: dict[tuple[str, str], list[Load]] = defaultdict(list)
+    wrk = Wrk.found(bundle, folder)
     with ExitStack() as stack:
         session = stack.enter_context(load(bundle, runner=runner, threads=THREADS))
         servers = {name: stack.enter_context(started(name, bundle, runner)) for name in names}
@@ -101,19 +104,19 @@ def report(bundle: Path, chosen: argparse.Namespace, folder: Path) -> None:
                 rates.append(images_per_s(session, rows, seconds / 4))
             for connections in chosen.connections:
                 for name, (process, port) in servers.items():
-                    loads[name, connections].append(loaded(process, port, bundle, name, connections, seconds))
-        print_tables(loads, bare, names, chosen.connections)
-        if wrk := shutil.which("wrk"):
-            for name, (_, port) in servers.items():
-                print(f"\nwrk, 64 connections, {name}: {wrk_says(wrk, port, bundle, name, folder, seconds)}")
+                    loads[name, str(connections)].append(loaded(process, port, bundle, name, connections, seconds))
+            for name, (process, port) in servers.items():
+                if wrk and name != LOOP:  # that one reads no request that comes in two parts, as wrk sends it
+                    path = PATHS[name].format(read_manifest(bundle).name)
+                    loads[name, BY_WRK].append(wrk.loaded(process, port, path, seconds))
+        print_tables(loads, bare, names)
     print(f"\nload average {os.getloadavg()[0]:.1f} after")
 
 
 def print_tables(
-    loads: dict[tuple[str, int], list[Load]],
+    loads: dict[tuple[str, str], list[Load]],
     bare: dict[int, list[float]],
     names: list[str],
-    numbers: Sequence[int],
 ) -> None:
     """Rates and times, then ratios."""
     rates = ", ".join(f"{statistics.median(rates):,.0f} at batch {rows}" for rows, rates in bare.items())
@@ -121,14 +124,15 @@ def print_tables(
     best = [max(each) for each in zip(*bare.values(), strict=True)]
     print("| connections | server | requests/s | of the bare session's best | median ms | p99 ms | server's CPU, us |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for (name, connections), measured in sorted(loads.items(), key=lambda item: item[0][1]):
+    numbers = list(dict.fromkeys(connections for _, connections in loads))
+    for (name, connections), measured in sorted(loads.items(), key=lambda item: numbers.index(item[0][1])):
         rate = middle(measured, "per_s")
         share = statistics.median(each.per_s / full for each, full in zip(measured, best, strict=True))
         times = " | ".join(f"{middle(measured, key):.3f}" for key in ("median_ms", "p99_ms"))
         print(f"| {connections} | {name} | {rate:,.0f} | {share:.2f} | {times} | {middle(measured, 'cpu_us'):.0f} |")
     print("\n| connections | ours beside | times as many requests/s |\n| --- | --- | --- |")
     for connections in numbers:
-        for name in names[1:]:
+        for name in [name for name in names[1:] if (name, connections) in loads]:
             pairs = zip(loads[OURS, connections], loads[name, connections], strict=True)
             print(f"| {connections} | {name} | {told([ours.per_s / other.per_s for ours, other in pairs])} |")
 
@@ -182,20 +186,45 @@ def loaded(process: int, port: int, bundle: Path, name: str, connections: int, s
     return Load(told["per_s"], told["median_ms"], told["p99_ms"], 1e6 * used / told["requests"])
 
 
-def wrk_says(wrk: str, port: int, bundle: Path, server: str, folder: Path, seconds: float) -> str:
-    """Rate, median and p99 as wrk measures them."""
-    manifest = read_manifest(bundle)
-    head, body = closed_loop.json_and_row(manifest)
-    (folder / "body").write_bytes(body)
-    (folder / "wrk.lua").write_text(WRK_SCRIPT.format(body=folder / "body", json_bytes=len(head)))
-    command = [wrk, "-t1", "-c64", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(folder / "wrk.lua")]
-    url, limit_s = f"http://127.0.0.1:{port}{PATHS[server].format(manifest.name)}", seconds + START_S
-    try:
-        text = subprocess.run([*command, url], check=True, capture_output=True, text=True, timeout=limit_s).stdout
-    except subprocess.TimeoutExpired:  # wrk waits for ever where a connection has lost its answer
-        return "did not end"
-    found = re.findall(r"(50%|99%|Requests/sec:|Non-2xx.*:)\s+(\S+)", text)
-    return ", ".join(f"{name.rstrip(':')} {value}" for name, value in found)
+@dataclass(frozen=True)
+class Wrk:
+    """The load generator that others use, where it is installed."""
+
+    program: str
+    script: Path
+
+    @classmethod
+    def found(cls, bundle: Path, folder: Path) -> Wrk | None:
+        """With the request that it sends; None: it is not installed."""
+        program = shutil.which("wrk")
+        if program is None:
+            return None
+        head, body = closed_loop.json_and_row(read_manifest(bundle))
+        (folder / "body").write_bytes(body)
+        (folder / "wrk.lua").write_text(WRK_SCRIPT.format(body=folder / "body", json_bytes=len(head)))
+        return cls(program, folder / "wrk.lua")
+
+    def loaded(self, process: int, port: int, path: str, seconds: float) -> Load:
+        """One server under its load. Raises RuntimeError for answers other than 200."""
+        command = [self.program, "-t1", f"-c{WRK_CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency"]
+        before = cpu_seconds(process)
+        done = subprocess.run(
+            [*command, "-s", str(self.script), f"http://127.0.0.1:{port}{path}"],
+            check=True, capture_output=True, text=True, timeout=seconds + START_S,
+        )  # fmt: skip
+        used = cpu_seconds(process) - before
+        told = dict(re.findall(r"(50%|99%|Requests/sec:|Non-2xx[^:]*:)\s+(\S+)", done.stdout))
+        if len(told) != 3:
+            raise RuntimeError(done.stdout)
+        requests = int(re.findall(r"(\d+) requests in", done.stdout)[0])
+        per_s, median_ms, p99_ms = float(told["Requests/sec:"]), milliseconds(told["50%"]), milliseconds(told["99%"])
+        return Load(per_s, median_ms, p99_ms, 1e6 * used / requests)
+
+
+def milliseconds(text: str) -> float:
+    """As wrk writes times: 850.00us, 2.60ms, 1.20s."""
+    number, unit = re.findall(r"([\d.]+)(us|ms|s)", text)[0]
+    return float(number) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
 
 
 def images_per_s(session: Session, rows: int, seconds: float) -> float:
