@@ -23,7 +23,7 @@ tests: .venv/installed           ## two at a time, each in a process of its own:
 
 tests-pipeline: ; $(BIN)/python -m pytest tests/pipeline
 tests-runtime: ; $(BIN)/python -m pytest tests/runtime tests/test_*.py
-tests-export: ; $(BIN)/python -m pytest tests/export tests/models
+tests-export: ; $(BIN)/python -m pytest tests/export tests/models tests/bench
 
 fast: .venv/installed            ## without the tests that take longer than a few seconds
 	$(BIN)/python -m pytest -m "not slow"

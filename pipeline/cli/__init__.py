@@ -18,7 +18,7 @@ from trueport.runtime.errors import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_MISSIN
 COMMANDS = {
     "run": "Every stage of a recipe in order: train, export, check, bench, report.",
     "train": "Train an architecture on data.",
-    "export": "Make a bundle of a trained run: ONNX graph, golden set, evaluation slice, hashes.",
+    "export": "Make a bundle of a trained run, or of weights that you have: graphs, golden set, evaluation slice.",
     "build": "Build TensorRT engines of a bundle, for the GPU that is here or for a list of targets.",
     "check": "Prove that a bundle's variants are the original: parity, batches, preprocessing, accuracy.",
     "report": "Tell all that is known of a bundle in one HTML page: verdict, causes, layers, pictures, speed.",
