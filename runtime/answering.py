@@ -156,7 +156,7 @@ def refusal(refused: Refused, request: Request, queued_rows: int, limits: BatchL
     wait_s = refused.expected_wait_s
     if refused.reason == "too many rows":
         return InvalidRequestError(
-            f"a request holds at most {limits.max_batch_rows} rows, found {request.rows}: split it into several"
+            f"a request holds at most {limits.request_rows} rows, found {request.rows}: split it into several"
         )
     if refused.reason == "queue full":
         return OverloadedError(

@@ -51,7 +51,7 @@ class BatcherStats(msgspec.Struct):
     requests: int = 0
     rows: int = 0
     batches: int = 0
-    """Batches formed; one that was split after a failure counts once."""
+    """Batches formed, and parts of requests that are larger than one; what was split after a failure counts once."""
     refused: int = 0
     """At admission, for the queue or the deadline."""
     expired: int = 0
@@ -77,7 +77,8 @@ class Batcher:
 
     run: takes the rows (N, ...) of one or more requests, answers new outputs of N rows each; called from `workers`
     threads at once. It gets a lone request's own array: leave what is submitted unchanged until it is answered.
-    A run that raises, or answers another number of rows, is split until only the requests that cause it fail.
+    A run that raises, or answers another number of rows, is split until only the requests that cause it fail. A request
+    of more rows than a batch is run in parts, one after the other, and answered whole.
     curve: what is known of its latency beforehand; it is learnt on from every batch.
     short_s: runs that are expected to take at most so long may happen in an event loop's own thread, by `run_here`.
     Requests whose shapes beyond the rows, or types, differ are never cast: they end up in separate runs.
@@ -393,7 +394,7 @@ class Batcher:
                 return  # given up meanwhile
             self._totals.cancelled += len(taken) - len(requests)
             if requests:
-                self._totals.batches += 1
+                self._totals.batches += -(-requests[0].batch_rows // self._limits.max_batch_rows)
                 self._totals.compute_s += ended_s - began_s
                 self._totals.run_s += (ended_s - began_s) * len(requests)
                 self._totals.requests += len(requests) - failed
@@ -414,25 +415,34 @@ class Batcher:
         return [*self._answers(requests[:middle]), *self._answers(requests[middle:])]
 
     def _outputs(self, requests: list[Request]) -> Sequence[Outputs]:
-        began_s = time.monotonic()
         first = requests[0].array
         if len(requests) == 1:
             batch = first
         else:
             batch = np.concatenate([request.array for request in requests], dtype=first.dtype, casting="no")
-        outputs = self._run(batch)
-        for name, output in outputs.items():
-            if len(output) != len(batch):
-                raise RequestError(f"output {name!r} has {len(output)} rows, expected the {len(batch)} that were run")
+        size = self._limits.max_batch_rows
+        if len(batch) <= size:
+            outputs = self._timed(batch)
+        else:  # a request that is larger than a batch
+            parts = [self._timed(batch[start : start + size]) for start in range(0, len(batch), size)]
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         answers, start = list[Outputs](), 0
         for request in requests:
             end = start + request.rows
             answers.append({name: output[start:end] for name, output in outputs.items()})
             start = end
+        return answers
+
+    def _timed(self, batch: Array) -> Mapping[str, Array]:
+        began_s = time.monotonic()
+        outputs = self._run(batch)
+        for name, output in outputs.items():
+            if len(output) != len(batch):
+                raise RequestError(f"output {name!r} has {len(output)} rows, expected the {len(batch)} that were run")
         # Without the lock: should two workers meet here, one measurement is lost.
         self._measured_s = time.monotonic()
         self._curve = self._curve.updated(len(batch), self._measured_s - began_s)
-        return answers
+        return outputs
 
 
 def _described(array: object) -> str:

@@ -1,6 +1,7 @@
 """The batching policy: who is admitted, who runs next. Pure: no threads and no clock, times come as arguments.
 
-Rows are counted, not requests; a request is never split; a free runner takes what is waiting.
+Rows are counted, not requests; a request is never split between batches, one larger than a batch runs alone; a free
+runner takes what is waiting.
 """
 
 from __future__ import annotations
@@ -31,20 +32,30 @@ class BatchLimits:
 
     max_batch_rows: int = 32
     max_queue_rows: int = 1024
-    """Rows waiting, those that run not counted; at least `max_batch_rows`."""
+    """Rows waiting, those that run not counted; at least `max_batch_rows` and `max_request_rows`."""
     max_wait_s: float = 0.0
     """0: a free runner takes what is waiting. Else it waits until the oldest request has waited so long."""
+    max_request_rows: int = 0
+    """Of one request; 0: as many as a batch. One that is larger than a batch runs alone, in parts of its size."""
 
     def __post_init__(self) -> None:
         if self.max_batch_rows < 1:
             raise UsageError(f"max_batch_rows must be at least 1, found {self.max_batch_rows}")
-        if self.max_queue_rows < self.max_batch_rows:
-            raise UsageError(
-                f"max_queue_rows is {self.max_queue_rows}, expected at least the {self.max_batch_rows} of"
-                " max_batch_rows: a full batch has to fit in the queue"
-            )
+        if self.max_request_rows < 0:
+            raise UsageError(f"max_request_rows must be 0 or more, found {self.max_request_rows}")
+        for name, rows in (("max_batch_rows", self.max_batch_rows), ("max_request_rows", self.request_rows)):
+            if self.max_queue_rows < rows:
+                raise UsageError(
+                    f"max_queue_rows is {self.max_queue_rows}, expected at least the {rows} of {name}:"
+                    " they have to fit in the queue"
+                )
         if not 0 <= self.max_wait_s < math.inf:
             raise UsageError(f"max_wait_s must be seconds, 0 or more, found {self.max_wait_s}")
+
+    @property
+    def request_rows(self) -> int:
+        """The most that a request may hold."""
+        return self.max_request_rows or self.max_batch_rows
 
 
 @dataclass(frozen=True)
@@ -203,7 +214,7 @@ def admit(
     The expected completion assumes that batches fill up; runs that leave rows empty make it optimistic, see CAUTION.
     """
     largest = limits.max_batch_rows
-    if request.rows > largest:
+    if request.rows > limits.request_rows:
         return Refused("too many rows", 0.0)
     excess = queue.rows + request.rows - limits.max_queue_rows
     if excess > 0:
@@ -211,10 +222,11 @@ def admit(
         return Refused("queue full", start_s - now_s)
     if request.deadline_s == math.inf:
         return None
-    rows = queue.rows_ahead(request.priority) + request.rows
-    batches_ahead = (rows - 1) // largest
+    ahead = queue.rows_ahead(request.priority)
+    alone = request.rows > largest
+    batches_ahead = -(-ahead // largest) if alone else (ahead + request.rows - 1) // largest
     start_s = _start_s(batches_ahead, running, now_s, limits, curve, runners)
-    end_s = start_s + curve.seconds(rows - batches_ahead * largest)
+    end_s = start_s + curve.seconds(request.rows if alone else ahead + request.rows - batches_ahead * largest)
     late_s = now_s + CAUTION * (end_s - now_s) - request.deadline_s
     return None if late_s <= 0 else Refused("deadline", late_s)
 
@@ -259,7 +271,7 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     largest, never = limits.max_batch_rows, math.inf
     for level in queue.levels():
         for request in level:
-            if full or rows + request.rows > largest:
+            if full or (rows and rows + request.rows > largest):
                 if not _late(request, request.rows, now_s, curve):
                     full = True
                     break

@@ -127,7 +127,11 @@ def _tuned_session(bundle: Bundle, choice: Choice, found: str, limits: BatchLimi
     except (MissingError, UsageError) as error:
         return str(error)
     rows = choice.max_batch_rows
-    limits = limits or BatchLimits(max_batch_rows=rows, max_queue_rows=max(rows, BatchLimits.max_queue_rows))
+    limits = limits or BatchLimits(
+        max_batch_rows=rows,
+        max_queue_rows=max(rows, BatchLimits.max_queue_rows),
+        max_request_rows=max(rows, BatchLimits.max_batch_rows),  # what clients may send is not for tuning to narrow
+    )
     chosen = f"{found}: {choice.described()}, batches of up to {limits.max_batch_rows}"
     return Session(bundle, bundle.variant(choice.variant), opened, limits, curve=choice.latency_curve(), chosen=chosen)
 

@@ -27,7 +27,6 @@ from .reached import require_reached
 
 COMPUTING = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}
 """OpenVINO's names of the layers that sum up products."""
-_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _CAPABILITIES = {"fp16": ("FP16", "AVX512-FP16 or AMX-FP16"), "bf16": ("BF16", "AVX512-BF16 or AMX-BF16")}
 """What OpenVINO says of a CPU that computes in a precision, and the instructions that it takes."""
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
@@ -207,7 +206,11 @@ class _Request:
 
 
 def float_hint(precision: Precision, options: RunnerOptions, capabilities: Collection[str]) -> str:
-    """What OpenVINO is told to compute float layers in. Raises MissingError where this CPU does not."""
+    """What OpenVINO is told to compute float layers in. Raises MissingError where this CPU does not.
+
+    Graphs in 16 bits are computed in the types that they hold, `dynamic`: the hint f16 would compute in float16 what a
+    network keeps in float32 too, sums that don't fit 16 bits say. In a graph of int8 all float layers are float32.
+    """
     kind = options.float_type if precision == "int8" else precision
     capability, instructions = _CAPABILITIES.get(kind, ("FP32", ""))
     if instructions and capability not in capabilities:
@@ -215,7 +218,9 @@ def float_hint(precision: Precision, options: RunnerOptions, capabilities: Colle
             f"openvino:cpu needs a CPU that computes in {kind} ({instructions}), this one does not: "
             f"use {'float_type fp32' if precision == 'int8' else 'the fp32 variant'} here"
         )
-    return _HINTS[kind]
+    if kind == "fp32":
+        return "f32"
+    return kind if precision == "int8" else "dynamic"
 
 
 def settings(hint: str, threads: int, streams: int) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class ModelEndpoint:
 
     def __init__(self, session: Session, decoder: Decoder, limits: ServerLimits, passed: str = "") -> None:
         self.session = session
-        self.signature = signature_from_manifest(session.manifest, session.batcher.limits.max_batch_rows)
+        self.signature = signature_from_manifest(session.manifest, session.batcher.limits.request_rows)
         self.passed = passed
         self.tally = Tally()
         self._batcher = session.batcher

@@ -131,6 +131,21 @@ class TestBatches:
         assert [doubled(future) for future in futures][-1] == [14, 16, 18, 20]
         assert run.all_batches() == [[1, 2, 3], [4, 5, 6], [7, 8, 9, 10]]
 
+    def test_a_request_larger_than_a_batch_runs_alone_in_parts_and_is_answered_whole(
+        self, make: Callable[..., Batcher], run: Gated
+    ) -> None:
+        batcher = make(limits=BatchLimits(max_batch_rows=4, max_request_rows=10))
+        futures = [batcher.submit(rows(0))]
+        run.next_batch()
+        futures += [batcher.submit(rows(*values)) for values in ([1], range(20, 30), [30], [31])]
+        with pytest.raises(InvalidRequestError, match="at most 10 rows, found 11"):
+            batcher.submit(rows(*range(11)))
+        run.gate.set()
+        assert [doubled(future) for future in futures] == [[0], [2], [*range(40, 60, 2)], [60], [62]]
+        assert run.all_batches() == [[1], [20, 21, 22, 23], [24, 25, 26, 27], [28, 29], [30, 31]]
+        batcher.close()
+        assert (batcher.stats().batches, batcher.stats().rows) == (6, 14)
+
     def test_higher_priority_runs_first(self, make: Callable[..., Batcher], run: Gated) -> None:
         batcher = make(limits=BatchLimits(max_batch_rows=1))
         futures = [batcher.submit(rows(0))]

@@ -37,13 +37,15 @@ def batch_of(
 
 class TestLimits:
     def test_documented_defaults(self) -> None:
-        assert BatchLimits() == BatchLimits(max_batch_rows=32, max_queue_rows=1024, max_wait_s=0.0)
+        assert BatchLimits() == BatchLimits(max_batch_rows=32, max_queue_rows=1024, max_wait_s=0.0, max_request_rows=0)
 
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [
             ({"max_batch_rows": 0}, "max_batch_rows"),
             ({"max_batch_rows": 8, "max_queue_rows": 7}, "max_queue_rows"),
+            ({"max_queue_rows": 31, "max_batch_rows": 4, "max_request_rows": 32}, "max_request_rows"),
+            ({"max_request_rows": -1}, "max_request_rows"),
             ({"max_wait_s": -0.1}, "max_wait_s"),
             ({"max_wait_s": math.nan}, "max_wait_s"),
             ({"max_wait_s": math.inf}, "max_wait_s"),
@@ -155,6 +157,25 @@ class TestAdmission:
     def test_more_rows_than_a_batch_can_never_run(self) -> None:
         assert self.decide(waiting(4)) is None
         assert self.decide(waiting(5)) == Refused("too many rows", 0.0)
+
+    @pytest.mark.parametrize(
+        ("queued", "runners", "completion_s"),
+        [
+            ([], 1, 3 * 0.016),  # in parts of 4, one after the other
+            ([], 2, 3 * 0.016),  # ... on one runner
+            ([waiting(3)], 1, 0.016 + 3 * 0.016),  # never in a batch with others
+            ([waiting(4)], 2, 3 * 0.016),
+        ],
+    )
+    def test_a_request_larger_than_a_batch_takes_as_long_as_its_parts(
+        self, queued: list[Waiting], runners: int, completion_s: float
+    ) -> None:
+        limits = BatchLimits(max_batch_rows=4, max_queue_rows=20, max_request_rows=12)
+        for spare_s, expected in ((1e-9, None), (-0.004, "deadline")):
+            request = waiting(12, deadline_s=CAUTION * completion_s + spare_s)
+            refused = admit(request, WaitingQueue(queued), (), 0.0, limits, CURVE, runners)
+            assert (refused and refused.reason) == expected
+        assert admit(waiting(13), WaitingQueue(queued), (), 0.0, limits, CURVE) == Refused("too many rows", 0.0)
 
     def test_the_queue_is_bounded_by_rows(self) -> None:
         assert self.decide(waiting(2), [waiting(4), waiting(4)]) is None
@@ -352,7 +373,7 @@ class TestWaitingForCompany:
 @pytest.mark.parametrize("seed", range(20))
 def test_any_queue_drains_whole_in_order_and_within_limits(seed: int) -> None:
     chance = random.Random(seed)
-    limits = BatchLimits(chance.randint(1, 12), 10_000, chance.choice([0.0, 0.0, 0.3]))
+    limits = BatchLimits(chance.randint(1, 12), 10_000, chance.choice([0.0, 0.0, 0.3]), chance.choice([0, 9]))
     queue: WaitingQueue[Waiting] = WaitingQueue()
     everybody: list[Waiting] = []
     ran: list[Waiting] = []
@@ -361,11 +382,11 @@ def test_any_queue_drains_whole_in_order_and_within_limits(seed: int) -> None:
     while len(everybody) < 300 or queue:
         for _ in range(chance.randint(0, 6) if len(everybody) < 300 else 0):
             deadline_s = now_s + chance.uniform(0.0, 3.0) if chance.random() < 0.3 else math.inf
-            request = waiting(chance.randint(1, limits.max_batch_rows), now_s, deadline_s, chance.randint(0, 2))
+            request = waiting(chance.randint(1, limits.request_rows), now_s, deadline_s, chance.randint(0, 2))
             everybody.append(request)
             queue.add(request)
         batch = next_batch(queue, now_s, limits, UNKNOWN)
-        assert sum(request.rows for request in batch.take) <= limits.max_batch_rows
+        assert sum(request.rows for request in batch.take) <= limits.max_batch_rows or len(batch.take) == 1
         assert all(request.deadline_s > now_s for request in batch.take)
         assert all(request.deadline_s <= now_s for request in batch.expired)
         if queue and not batch.take and not batch.expired:

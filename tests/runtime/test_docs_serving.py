@@ -317,6 +317,7 @@ def test_limits_are_the_defaults() -> None:
     limits, batch = ServerLimits(), BatchLimits()
     rows = dict(re.findall(r"^\| ([a-z][^|]+?) +\| (\S[^|]*?) \|", PAGE.partition("### Limits")[2], re.MULTILINE))
     assert rows["rows in a batch"].startswith(f"{batch.max_batch_rows},")
+    assert rows["rows in a request"].startswith(f"{batch.request_rows},")
     assert rows["rows that wait"] == f"{batch.max_queue_rows:,}"
     body, text = limits.max_body_bytes >> 20, limits.max_json_bytes >> 20
     assert rows["body of a request"] == f"{body} MiB, of it JSON {text} MiB"

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import helper, numpy_helper
 
 from trueport.runtime.errors import BundleError, ClosedError, InvalidRequestError, MissingError
 from trueport.runtime.manifest import Precision, TensorSpec, Variant
 from trueport.runtime.runner import RunnerOptions
 from trueport.runtime.runners import openvino_cpu
-from trueport.runtime.runners.openvino_cpu import OpenVinoRunner, float_hint, layers_of, settings
+from trueport.runtime.runners.openvino_cpu import OpenVinoRunner, float_hint, layers_of, settings, shared_core
 
 pytest.importorskip("openvino")
 
@@ -177,8 +179,8 @@ def test_a_float_graph_is_no_int8_variant(graphs: Graphs, variant_of: Variants) 
     [
         ("fp32", "fp32", ["FP32", "BF16"], "f32"),
         ("fp32", "bf16", ["FP32", "BF16"], "f32"),
-        ("bf16", "fp32", ["FP32", "BF16"], "bf16"),
-        ("fp16", "fp32", ["FP32", "FP16"], "f16"),
+        ("bf16", "fp32", ["FP32", "BF16"], "dynamic"),
+        ("fp16", "fp32", ["FP32", "FP16"], "dynamic"),
         ("int8", "fp32", ["FP32", "INT8"], "f32"),
         ("int8", "bf16", ["FP32", "INT8", "BF16"], "bf16"),
     ],
@@ -200,6 +202,28 @@ def test_floats_are_computed_as_asked(
 def test_a_precision_that_the_cpu_lacks_is_refused(precision: Precision, float_type: Any, words: str) -> None:
     with pytest.raises(MissingError, match=words):
         float_hint(precision, RunnerOptions(float_type=float_type), ["FP32", "INT8"])
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_what_a_graph_in_16_bits_keeps_in_float32_is_computed_in_it(
+    graphs: Graphs, variant_of: Variants, precision: Precision
+) -> None:
+    if precision.upper() not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip(f"this processor does not compute in {precision}")
+    model = onnx.load_from_string(graphs(precision))
+    [last] = [node for node in model.graph.node if node.op_type == "Cast" and node.output == ["logits"]]
+    last.output[0] = "exact"
+    scale = numpy_helper.from_array(
+        np.array(70_001, np.float32), "scale"
+    )  # overflows float16, and is no number of bfloat16
+    model.graph.initializer.append(scale)
+    model.graph.node.append(helper.make_node("Mul", ["exact", "scale"], ["large"]))
+    model.graph.node.append(helper.make_node("Floor", ["large"], ["whole"]))
+    model.graph.node.append(helper.make_node("Div", ["whole", "scale"], ["logits"]))
+    feeds = {"image": pictures(5)}
+    plain = OpenVinoRunner(graphs(precision), variant_of(precision), ONE).run(feeds)["logits"]
+    kept = OpenVinoRunner(model.SerializeToString(), variant_of(precision), ONE).run(feeds)["logits"]
+    np.testing.assert_allclose(kept, plain, rtol=1e-3)
 
 
 def test_threads_are_of_one_inference_and_their_sum_is_bounded() -> None:

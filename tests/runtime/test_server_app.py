@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +21,7 @@ from PIL import Image
 from tests.runtime.fake_manifest import LABELS, ROW_BYTES, SHAPE, fake_manifest
 from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.batcher import Batcher, BatcherStats
+from trueport.runtime.batching import BatchLimits
 from trueport.runtime.errors import (
     ClosedError,
     DeadlineError,
@@ -53,7 +53,7 @@ class FakeBatcher:
 
     failure: BaseException | None = None
     asked: list[tuple[float | None, int]] = field(default_factory=list)
-    limits: Any = field(default_factory=lambda: SimpleNamespace(max_batch_rows=8))
+    limits: BatchLimits = BatchLimits(max_batch_rows=8)  # noqa: RUF009 (frozen)
 
     async def asubmit(
         self, rows: NDArray[np.uint8], *, deadline_s: float | None = None, priority: int = 0

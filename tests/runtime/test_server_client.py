@@ -29,6 +29,7 @@ from PIL import Image
 from tests.runtime.fake_manifest import LABELS, SHAPE, fake_manifest
 from trueport.runtime import Prediction, Score, Session, preprocessing
 from trueport.runtime.batcher import BatcherStats
+from trueport.runtime.batching import BatchLimits
 from trueport.runtime.errors import OverloadedError, UsageError
 from trueport.runtime.server import App, serve
 from trueport.runtime.server.serve import SWITCH_S, _switching
@@ -43,7 +44,7 @@ class FakeSession:
     manifest = MANIFEST
 
     def __init__(self) -> None:
-        self.limits = SimpleNamespace(max_batch_rows=8)
+        self.limits = BatchLimits(max_batch_rows=8)
         self.closed = False
         self.report = SimpleNamespace(threads=1)
 

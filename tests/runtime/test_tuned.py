@@ -79,6 +79,7 @@ def test_a_fitting_choice_is_used_and_says_so(bundle: Bundle) -> None:
     )
     assert session.report.threads == 1
     assert session.batcher.limits.max_batch_rows == 8
+    assert session.batcher.limits.request_rows == 32, "what clients may send is not for tuning to narrow"
     assert session.batcher.curve.seconds(8) == pytest.approx(0.0004)
 
 
