@@ -100,9 +100,9 @@ def _one_tried(candidate: Candidate, judged: Judged, search: Search, winners: Wi
         status, detail = ("failed", limits) if limits else ("not reached", "the time was over")
     else:
         status = ", ".join(_goals(candidate, winners)) or "timed"
-        out = "not faster beyond doubt" if candidate.options.spinning else f"out after {search.reached[candidate]}"
-        gone = out if status == "timed" else ""
-        detail = "; ".join(filter(None, (gone, limits)))
+        out = search.lost.get(candidate) or f"out after {search.reached[candidate]}"
+        gone = "not faster beyond doubt" if candidate.options.spinning else out
+        detail = "; ".join(filter(None, (gone if status == "timed" else "", limits)))
     return Tried(
         variant=candidate.variant,
         runner=candidate.runner,

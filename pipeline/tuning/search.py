@@ -67,6 +67,13 @@ class Contest(msgspec.Struct, frozen=True, kw_only=True):
     decided: bool
     """One is faster beyond the noise."""
 
+    def of_loser(self, winner: Arm) -> str:
+        """How fast the other one was beside the winner."""
+        ratio, low, high = self.ratio, self.low, self.high
+        if winner == self.b:
+            ratio, low, high = 1 / ratio, 1 / high, 1 / low
+        return f"{ratio:.2f}x {winner} in turns ({low:.2f} to {high:.2f})"
+
 
 Measure = Callable[[Sequence[Arm], float, str], Mapping[Arm, Timing | str]]
 """Times arms in turns, so many seconds each, and is told what for. An arm that no time was left for is absent; for one
@@ -112,6 +119,8 @@ class Search:
     notes: list[str] = field(default_factory=list)
     too_slow: dict[Arm, float] = field(default_factory=dict)
     """Whose p99 could not be had, and how many seconds it would have taken."""
+    lost: dict[Candidate, str] = field(default_factory=dict)
+    """Finalists that met a better one in turns, and how that went; their timings alone may be of a luckier hour."""
     against_default: Contest | None = None
     """The choice for throughput, as b, against the default; None where they are the same or could not be compared."""
 
@@ -198,8 +207,11 @@ class Search:
         champion, *rivals = _finalists(ranked)
         for rival in rivals:
             met = self.contest(champion, rival, False)
-            if met is not None and self._beaten(met):
-                champion = rival
+            if met is None:
+                continue
+            winner, loser = (rival, champion) if self._beaten(met) else (champion, rival)
+            self.lost.setdefault(loser.candidate, met.of_loser(winner))
+            champion = winner
         return champion
 
     def _improved(self, default: Candidate, champion: Arm, *, eligible: bool) -> Arm:

@@ -93,6 +93,16 @@ def test_each_goal_gets_its_own_best() -> None:
     assert found.bounded is None
 
 
+def test_finalists_that_lose_in_turns_are_told_how() -> None:
+    world = World({"best": linear(1, 0.500), "lucky": linear(1, 0.505), "third": linear(1, 0.507)})
+    world.lucky = {Arm(candidate=candidate("lucky"), batch=32): 0.97}
+    assert world.run().throughput.candidate.variant == "best"
+    assert world.search.lost == {
+        candidate("lucky"): f"0.99x {candidate('best')}, batch 32 in turns (0.97 to 1.01)",
+        candidate("third"): f"0.99x {candidate('best')}, batch 32 in turns (0.97 to 1.01)",
+    }
+
+
 def test_what_is_hopeless_costs_the_first_look_alone() -> None:
     times = {f"good {number}": linear(1, 0.5 + number / 1000) for number in range(3)}
     world = World(times | {f"hopeless {number}": linear(10, 5) for number in range(5)})
