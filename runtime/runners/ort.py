@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -220,7 +221,15 @@ def on_cpu(graph: bytes, name: str, settings: onnxruntime.SessionOptions) -> onn
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    told = _NUMBERED.sub("", str(error).strip().partition("\n")[0]).rstrip(".")
+    if lacks := _NO_KERNEL.search(told):
+        operator, node = lacks.groups()
+        return f"it has no {operator} (node {node!r}) for the types of this graph; take another variant or runner"
+    return told or type(error).__name__
+
+
+_NUMBERED = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'")
 
 
 def _spec(node: Any, name: str) -> TensorSpec:

@@ -75,9 +75,8 @@ def test_labels_and_preprocessing_have_to_fit_the_tensors(own_bundle: Path) -> N
 def test_a_bad_graph_is_the_bundle_s_fault(own_bundle: Path, graph: bytes) -> None:
     whole = (own_bundle / GRAPH).read_bytes()
     bundle = with_graph(own_bundle, whole[: len(whole) // 2] if graph == b"half" else graph)
-    with pytest.raises(BundleError, match=rf"can't read .*{GRAPH}: \[ONNXRuntimeError\]") as caught:
+    with pytest.raises(BundleError, match=rf"can't read .*{GRAPH}: [A-Z][\w ]+; export the bundle again$"):
         open_runner(bundle)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
