@@ -78,8 +78,8 @@ def _report(path: Path) -> CheckReport | BenchReport:
 
 def _checks(a: CheckReport, b: CheckReport) -> Comparison:
     changes = differences(
-        _bundle_facts(a) | machine_facts(a.machine) | {"reference": a.reference} | _bounds(a),
-        _bundle_facts(b) | machine_facts(b.machine) | {"reference": b.reference} | _bounds(b),
+        _bundle_facts(a) | machine_facts(a.machine) | _judged_by(a),
+        _bundle_facts(b) | machine_facts(b.machine) | _judged_by(b),
     )
     ours, theirs = ({_key(verdict): verdict for verdict in report.verdicts} for report in (a, b))
     findings = [_gate(key, ours.get(key), theirs.get(key)) for key in dict.fromkeys((*ours, *theirs))]
@@ -127,8 +127,9 @@ def _bundle_facts(report: CheckReport | BenchReport) -> dict[str, object]:
     return {"bundle": report.bundle, "version": report.version, "manifest": report.bundle_sha256[:12]}
 
 
-def _bounds(report: CheckReport) -> dict[str, object]:
-    return {f"bound {name}, by hand": value for name, value in report.overridden.items()}
+def _judged_by(report: CheckReport) -> dict[str, object]:
+    bounds = {f"bound {name}, by hand": value for name, value in report.overridden.items()}
+    return {"reference": report.reference, "pictures": report.data or "the evaluation slice"} | bounds
 
 
 def _named(report: CheckReport | BenchReport) -> str:

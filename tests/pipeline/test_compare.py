@@ -229,6 +229,12 @@ def test_a_gate_that_one_report_lacks_proves_nothing(checked: CheckReport, tmp_p
     assert compare(*written(tmp_path, fewer, checked)).verdict == "changed"
 
 
+def test_other_pictures_and_bounds_are_told(checked: CheckReport, tmp_path: Path) -> None:
+    other = msgspec.structs.replace(checked, data="own/pictures", overridden={"max_abs": 1.0})
+    changes = compare(*written(tmp_path, checked, other)).changes
+    assert {change.what for change in changes} == {"pictures", "bound max_abs, by hand"}
+
+
 def bench_report(ratio: float | None, key: str = "a", batch: int = 1, **options: float) -> BenchReport:
     runner = RunnerReport(name="onnxruntime:cpu", provider="CPU", device="cpu", threads=1, versions={})
     timed = BatchBench(batch=batch, port=summary(1.0), paired=paired(ratio, **options) if ratio else None)
