@@ -140,7 +140,7 @@ def closed(_request: Request | None = None) -> ClosedError:
 
 def stuck_for(seconds: float) -> StuckError:
     """Of a request whose run, or that of those before it, does not end."""
-    return StuckError(f"the model has not come to the end of a run in {seconds:g} s: it was given up")
+    return StuckError(f"the model has not come to the end of a run in {seconds:.3g} s: it was given up")
 
 
 def late(request: Request) -> DeadlineError:

@@ -181,7 +181,7 @@ class Batcher:
             now_s = time.monotonic()
             batch, curve = next_batch(self._queue, now_s, self._limits, self._trusted(now_s)), self._curve
             rows = sum([request.rows for request in batch.take])
-            if self._closed or not rows or not curve.points or curve.seconds(rows) > self._short_s:
+            if self._closed or not rows or not curve.points or self._limits.run_s(rows, curve) > self._short_s:
                 if self._queue and self._idle:
                     self._idle.pop().release()
                 return False
@@ -203,14 +203,15 @@ class Batcher:
         dropped.
         """
         with self._lock:
-            since_s = time.monotonic() - after_s
-            stuck = [bell for bell, (began_s, _) in self._running.items() if began_s < since_s]
+            now_s = time.monotonic()
+            stuck = [bell for bell, (began_s, _) in self._running.items() if began_s < now_s - after_s]
+            longest_s = max((now_s - self._running[bell][0] for bell in stuck), default=0.0)
             lost = [request for bell in stuck for request in self._taken.pop(bell, ())]
             self._totals.failed += len(lost)
             if len(stuck) >= self._workers:
                 lost += self._drop_waiting()
         # those that ran are told without `begin`, which each request is asked once
-        deliver((request, stuck_for(after_s)) for request in lost if request.began_s or request.begin())
+        deliver((request, stuck_for(longest_s)) for request in lost if request.began_s or request.begin())
         return len(stuck) >= self._workers
 
     def stats(self) -> BatcherStats:
@@ -379,7 +380,7 @@ class Batcher:
     ) -> None:
         requests = [request for request in taken if request.begin()]
         began_s = time.monotonic()
-        answers = self._answers(requests) if requests else []
+        answers = self._answers(requests, bell) if requests else []
         ended_s = time.monotonic()
         failed = rows = 0
         for request, answer in zip(requests, answers, strict=True):
@@ -402,36 +403,43 @@ class Batcher:
                 self._totals.rows += rows
         deliver(zip(requests, answers, strict=True), here)
 
-    def _answers(self, requests: list[Request]) -> Sequence[Answer]:
+    def _answers(self, requests: list[Request], bell: threading.Lock) -> Sequence[Answer]:
         """One answer each; where a run fails its halves are run again until only the culprits are left."""
         try:
-            return self._outputs(requests)
+            return self._outputs(requests, bell)
         except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to the one who asked)
             if len(requests) == 1:
                 return [storable(error)]
         except BaseException as error:  # noqa: BLE001 (an exit in a worker would leave everybody waiting)
             return [storable(error) for _ in requests]
         middle = len(requests) // 2
-        return [*self._answers(requests[:middle]), *self._answers(requests[middle:])]
+        return [*self._answers(requests[:middle], bell), *self._answers(requests[middle:], bell)]
 
-    def _outputs(self, requests: list[Request]) -> Sequence[Outputs]:
+    def _outputs(self, requests: list[Request], bell: threading.Lock) -> Sequence[Outputs]:
         first = requests[0].array
         if len(requests) == 1:
             batch = first
         else:
             batch = np.concatenate([request.array for request in requests], dtype=first.dtype, casting="no")
-        size = self._limits.max_batch_rows
-        if len(batch) <= size:
-            outputs = self._timed(batch)
-        else:  # a request that is larger than a batch
-            parts = [self._timed(batch[start : start + size]) for start in range(0, len(batch), size)]
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        whole = len(batch) <= self._limits.max_batch_rows
+        outputs = self._timed(batch) if whole else self._in_parts(batch, bell)
         answers, start = list[Outputs](), 0
         for request in requests:
             end = start + request.rows
             answers.append({name: output[start:end] for name, output in outputs.items()})
             start = end
         return answers
+
+    def _in_parts(self, batch: Array, bell: threading.Lock) -> Outputs:
+        """Outputs of more rows than a batch has. Each part is a run of its own to `give_up`; after it none begins."""
+        parts, size = list[Mapping[str, Array]](), self._limits.max_batch_rows
+        for start in range(0, len(batch), size):
+            with self._lock:
+                if bell not in self._taken:
+                    raise closed()  # nobody waits for it any more
+                self._running[bell] = (time.monotonic(), len(batch) - start)
+            parts.append(self._timed(batch[start : start + size]))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _timed(self, batch: Array) -> Mapping[str, Array]:
         began_s = time.monotonic()

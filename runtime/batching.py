@@ -57,6 +57,13 @@ class BatchLimits:
         """The most that a request may hold."""
         return self.max_request_rows or self.max_batch_rows
 
+    def run_s(self, rows: int, curve: LatencyCurve) -> float:
+        """What so many rows are expected to take: at once, or in parts where they are more than a batch."""
+        if rows <= self.max_batch_rows:
+            return curve.seconds(rows)
+        parts, rest = divmod(rows, self.max_batch_rows)
+        return parts * curve.seconds(self.max_batch_rows) + (curve.seconds(rest) if rest else 0.0)
+
 
 @dataclass(frozen=True)
 class LatencyCurve:
@@ -226,7 +233,7 @@ def admit(
     alone = request.rows > largest
     batches_ahead = -(-ahead // largest) if alone else (ahead + request.rows - 1) // largest
     start_s = _start_s(batches_ahead, running, now_s, limits, curve, runners)
-    end_s = start_s + curve.seconds(request.rows if alone else ahead + request.rows - batches_ahead * largest)
+    end_s = start_s + limits.run_s(request.rows if alone else ahead + request.rows - batches_ahead * largest, curve)
     late_s = now_s + CAUTION * (end_s - now_s) - request.deadline_s
     return None if late_s <= 0 else Refused("deadline", late_s)
 
@@ -240,7 +247,7 @@ def _start_s(
     runners: int,
 ) -> float:
     """When a batch is expected to start that has so many full ones before it."""
-    ends_s = sorted(max(now_s, began_s + curve.seconds(rows)) for began_s, rows in running)
+    ends_s = sorted(max(now_s, began_s + limits.run_s(rows, curve)) for began_s, rows in running)
     free_s = [now_s] * (runners - len(ends_s)) + ends_s
     rounds, runner = divmod(batches_ahead, runners)
     return free_s[runner] + rounds * curve.seconds(limits.max_batch_rows)
@@ -272,13 +279,13 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     for level in queue.levels():
         for request in level:
             if full or (rows and rows + request.rows > largest):
-                if not _late(request, request.rows, now_s, curve):
+                if not _late(request, request.rows, now_s, limits, curve):
                     full = True
                     break
                 expired.append(request)
                 continue
             if hurried or request.deadline_s < never:
-                if _late(request, rows + request.rows, now_s, curve):
+                if _late(request, rows + request.rows, now_s, limits, curve):
                     expired.append(request)
                     continue
                 given_up = _given_up(request, rows, hurried, queue, now_s, limits, curve)
@@ -299,7 +306,7 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
     if limits.max_wait_s > 0 and not full and rows < largest:
         until_s = min(request.arrived_s for request in take) + limits.max_wait_s
         # Company is worth a wait only where it makes nobody late.
-        if until_s > now_s and not (hurried and _late(hurried[0], rows, until_s, curve)):
+        if until_s > now_s and not (hurried and _late(hurried[0], rows, until_s, limits, curve)):
             return Batch([], expired, until_s)
     return Batch(take, expired, now_s)
 
@@ -307,9 +314,9 @@ def next_batch(queue: WaitingQueue[W], now_s: float, limits: BatchLimits, curve:
 _DEADLINE = attrgetter("deadline_s")
 
 
-def _late(request: Waiting, rows: int, start_s: float, curve: LatencyCurve) -> bool:
+def _late(request: Waiting, rows: int, start_s: float, limits: BatchLimits, curve: LatencyCurve) -> bool:
     """Whether a run of so many rows that starts then is expected to answer it too late."""
-    return request.deadline_s < math.inf and request.deadline_s <= start_s + CAUTION * curve.seconds(rows)
+    return request.deadline_s < math.inf and request.deadline_s <= start_s + CAUTION * limits.run_s(rows, curve)
 
 
 def _given_up(
@@ -327,14 +334,14 @@ def _given_up(
     with no more rows than it brings. Were a batch cut short for whoever is nearest to a deadline whatever it costs the
     next, an overloaded runner would answer a few rows at a time and let all others expire, one after the other.
     """
-    if not hurried or not _late(hurried[0], rows + request.rows, now_s, curve):
+    if not hurried or not _late(hurried[0], rows + request.rows, now_s, limits, curve):
         return []
     left = min(queue.rows_ahead(request.priority) - rows, limits.max_batch_rows)
-    if not _late(request, left, now_s + CAUTION * curve.seconds(rows), curve):
+    if not _late(request, left, now_s + CAUTION * curve.seconds(rows), limits, curve):
         return None
     spare = request.rows
     for count, other in enumerate(hurried):
-        if not _late(other, rows + spare, now_s, curve):
+        if not _late(other, rows + spare, now_s, limits, curve):
             return hurried[:count]
         spare -= other.rows
         if spare < 0 or other.priority > request.priority:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,10 +295,13 @@ class Session:
         self.close()
 
     def _decoding(self, picture: Picture, end_s: float | None = None) -> Future[NDArray[np.uint8]]:
+        held = [picture]
         try:
-            return self._decoders.submit(self._decoded, picture, end_s)
+            decoding = self._decoders.submit(self._decoded, held, end_s)
         except RuntimeError as error:  # the pool's word for being shut down
             raise ClosedError(_CLOSED) from error
+        decoding.add_done_callback(lambda _: held.clear())  # the pool goes on knowing those that were cancelled
+        return decoding
 
     def _decoding_if_room(self, picture: Picture, end_s: float | None) -> Future[NDArray[np.uint8]]:
         """`_decoding` for those who bring the next picture while this one waits. Raises OverloadedError."""
@@ -313,12 +316,12 @@ class Session:
         decoding.add_done_callback(lambda _: self._undecoded.release())
         return decoding
 
-    def _decoded(self, picture: Picture, end_s: float | None) -> NDArray[np.uint8]:
+    def _decoded(self, held: Sequence[Picture], end_s: float | None) -> NDArray[np.uint8]:
         """Raises ImageError; DeadlineError where the time is over before it begins."""
         _remaining_s(end_s)
         begun_s = time.monotonic()
         try:
-            return self.prepare(picture)
+            return self.prepare(held[0])
         finally:
             self._decode_s += 0.2 * (time.monotonic() - begun_s - self._decode_s)
 

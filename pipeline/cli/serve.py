@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -106,6 +107,7 @@ def serve(
         raise UsageError("give a BUNDLE to serve, or --models FOLDER with --model-control to load some later")
     if models is not None and not models.is_dir():
         raise UsageError(f"--models {models} is no folder: give one that holds bundles")
+    before = set(threading.enumerate())
     token = token_from_file(token_file) if token_file else os.environ.get(TOKEN_VARIABLE)
     access = Access(token, open_health=open_health)
     log = Log(sys.stderr, as_json=log_format is LogFormat.JSON)
@@ -156,6 +158,9 @@ def serve(
             member=member,
             watch=log.request if access_log else None,
         )
+    if any(thread.daemon and thread.name.startswith("trueport") for thread in set(threading.enumerate()) - before):
+        sys.stderr.flush()
+        os._exit(0)  # a load or a run that was left to itself does not survive the interpreter's end beneath it
 
 
 @contextmanager

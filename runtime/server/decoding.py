@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -25,6 +26,7 @@ class Decoder:
         self._limits = limits
         self.threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="trueport-decode")
+        self._counting = threading.Lock()
         self._waiting = 0
         self._waiting_bytes = 0
         self._picture_s = FIRST_GUESS_S
@@ -51,7 +53,7 @@ class Decoder:
     def _refuse_overload(self, pictures: Sequence[bytes], timeout_s: float | None) -> None:
         if not self._waiting:
             return  # whatever was measured before: who comes alone is decoded, and measured anew
-        wait_s = self._waiting * self._picture_s / self.threads
+        wait_s = max(0, self._waiting - self.threads + 1) * self._picture_s / self.threads
         count, size = self._waiting + len(pictures), self._waiting_bytes + sum(map(len, pictures))
         if count > self._limits.max_waiting_pictures or size > self._limits.max_waiting_picture_bytes:
             raise OverloadedError(
@@ -67,27 +69,32 @@ class Decoder:
             )
 
     def _decoding(self, prepare: Callable[[bytes], Rows], picture: bytes, deadline_s: float) -> asyncio.Future[Rows]:
+        held = [picture]
         try:
-            future = asyncio.wrap_future(self._pool.submit(self._decode, prepare, picture, deadline_s))
+            future = self._pool.submit(self._decode, prepare, held, deadline_s)
         except RuntimeError as error:  # the pool's word for being shut down
             raise _closed() from error
-        self._waiting += 1
-        self._waiting_bytes += len(picture)
-        future.add_done_callback(partial(self._one_less, len(picture)))
-        return future
+        with self._counting:
+            self._waiting += 1
+            self._waiting_bytes += len(picture)
+        future.add_done_callback(partial(self._one_less, held, len(picture)))
+        return asyncio.wrap_future(future)
 
-    def _decode(self, prepare: Callable[[bytes], Rows], picture: bytes, deadline_s: float) -> Rows:
+    def _decode(self, prepare: Callable[[bytes], Rows], held: list[bytes], deadline_s: float) -> Rows:
         begun_s = time.perf_counter()
         if begun_s >= deadline_s:
             raise DeadlineError("the timeout passed before the picture was decoded: send less, or allow more time")
         try:
-            return prepare(picture)
+            return prepare(held[0])
         finally:
             self._picture_s += 0.2 * (time.perf_counter() - begun_s - self._picture_s)
 
-    def _one_less(self, size: int, _: asyncio.Future[Rows]) -> None:
-        self._waiting -= 1
-        self._waiting_bytes -= size
+    def _one_less(self, held: list[bytes], size: int, _: Future[Rows]) -> None:
+        """It is decoded, or its client went away before that began: the pool goes on knowing it, without its bytes."""
+        held.clear()
+        with self._counting:
+            self._waiting -= 1
+            self._waiting_bytes -= size
 
 
 def _decoded(result: Rows | BaseException, index: int, of: int) -> Rows:

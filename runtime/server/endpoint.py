@@ -146,7 +146,7 @@ class ModelEndpoint:
 
         within_s: how long what was begun is waited for; None: pictures until they are decoded, and the queue for as
         long as a stopping server waits. A session that is not closed soon after, since a run of it does not end, is
-        left to itself.
+        left to itself, and whoever waits for that run is told.
         """
         end_s = None if within_s is None else time.monotonic() + within_s
         while self._unfinished and (end_s is None or time.monotonic() < end_s):
@@ -154,6 +154,7 @@ class ModelEndpoint:
         left_s = self._limits.drain_s if end_s is None else max(0.0, end_s - time.monotonic())
         with suppress(TimeoutError):
             await asyncio.wait_for(in_own_thread(partial(self.session.close, left_s)), left_s + CLOSING_S)
+        self._batcher.give_up(0.0)
 
     def _run_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._soon:

@@ -33,6 +33,8 @@ class Models:
         self.shared: SharedFigures | None = None
         """Where several processes serve one port."""
         self._by_name: dict[str, dict[str, ModelEndpoint]] = {}
+        self._retiring: set[ModelEndpoint] = set()
+        """Not served any more, while what was begun is answered."""
 
     def __iter__(self) -> Iterator[ModelEndpoint]:
         return (endpoint for versions in self._by_name.values() for endpoint in versions.values())
@@ -73,6 +75,14 @@ class Models:
         self.generation += 1
         return old
 
+    async def retire(self, endpoint: ModelEndpoint, within_s: float | None = None) -> None:
+        """What `ModelEndpoint.retire` does, for one that was exchanged: it is looked after until that is done."""
+        self._retiring.add(endpoint)
+        try:
+            await endpoint.retire(within_s)
+        finally:
+            self._retiring.discard(endpoint)
+
     def find(self, name: str, version: str = "") -> ModelEndpoint:
         """The endpoint of that name, the last of its versions where none is asked for. Raises UnknownError."""
         versions = self._by_name.get(name)
@@ -98,7 +108,7 @@ class Models:
 
     def look_after(self) -> bool:
         """Called now and then; whether a run of any of them does not end."""
-        stuck = [endpoint.look_after() for endpoint in self]
+        stuck = [endpoint.look_after() for endpoint in (*self, *self._retiring)]
         if self.shared is not None:
             self.shared.write(self)
         return any(stuck)

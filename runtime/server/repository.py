@@ -115,7 +115,7 @@ class Repository:
         while len(self._models):  # a load may come to its end meanwhile
             served = [endpoint for name in list(self._models.names) for endpoint in self._models.exchange(name, ())]
             left_s = max(0.0, end_s - loop.time())
-            await asyncio.gather(*(endpoint.retire(left_s) for endpoint in served))
+            await asyncio.gather(*(self._models.retire(endpoint, left_s) for endpoint in served))
 
     def _require_control(self) -> None:
         if not self.control:
@@ -160,7 +160,7 @@ class Repository:
 
     def _retire(self, endpoints: Sequence[ModelEndpoint]) -> None:
         for endpoint in endpoints:
-            self._keep(asyncio.get_running_loop().create_task(endpoint.retire()))
+            self._keep(asyncio.get_running_loop().create_task(self._models.retire(endpoint)))
 
     def _opened(self, source: Source, paths: Sequence[Path]) -> list[ModelEndpoint]:
         """What has passed; no session is left open where one fails, or the server stops."""

@@ -159,22 +159,31 @@ class TestAdmission:
         assert self.decide(waiting(5)) == Refused("too many rows", 0.0)
 
     @pytest.mark.parametrize(
-        ("queued", "runners", "completion_s"),
+        ("rows", "queued", "running", "runners", "completion_s"),
         [
-            ([], 1, 3 * 0.016),  # in parts of 4, one after the other
-            ([], 2, 3 * 0.016),  # ... on one runner
-            ([waiting(3)], 1, 0.016 + 3 * 0.016),  # never in a batch with others
-            ([waiting(4)], 2, 3 * 0.016),
+            (12, [], (), 1, 3 * 0.016),  # in parts of 4, one after the other
+            (12, [], (), 2, 3 * 0.016),  # ... on one runner
+            (9, [], (), 1, 2 * 0.016 + 0.010),  # the last part is a whole run too
+            (9, [waiting(3)], (), 1, 0.016 + 2 * 0.016 + 0.010),  # never in a batch with others
+            (12, [waiting(4)], (), 2, 3 * 0.016),
+            (1, [], ((0.0, 9),), 1, 2 * 0.016 + 0.010 + 0.010),  # behind one that runs
         ],
     )
     def test_a_request_larger_than_a_batch_takes_as_long_as_its_parts(
-        self, queued: list[Waiting], runners: int, completion_s: float
+        self,
+        rows: int,
+        queued: list[Waiting],
+        running: tuple[tuple[float, int], ...],
+        runners: int,
+        completion_s: float,
     ) -> None:
         limits = BatchLimits(max_batch_rows=4, max_queue_rows=20, max_request_rows=12)
         for spare_s, expected in ((1e-9, None), (-0.004, "deadline")):
-            request = waiting(12, deadline_s=CAUTION * completion_s + spare_s)
-            refused = admit(request, WaitingQueue(queued), (), 0.0, limits, CURVE, runners)
+            request = waiting(rows, deadline_s=CAUTION * completion_s + spare_s)
+            refused = admit(request, WaitingQueue(queued), running, 0.0, limits, CURVE, runners)
             assert (refused and refused.reason) == expected
+            if not queued and not running:
+                assert bool(batch_of(WaitingQueue([request]), 0.0, limits, CURVE).take) == (expected is None)
         assert admit(waiting(13), WaitingQueue(queued), (), 0.0, limits, CURVE) == Refused("too many rows", 0.0)
 
     def test_the_queue_is_bounded_by_rows(self) -> None:

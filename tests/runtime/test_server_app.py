@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import random
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -811,15 +813,28 @@ def test_a_client_that_goes_away_gets_no_answer(app: App) -> None:
     assert sent == []
 
 
+async def second_while_first(app: App, session: FakeSession, request: Any) -> list[Response]:
+    """The answers to two equal requests, of which the first waits for the second to be answered."""
+    go, prepare = threading.Event(), session.prepare
+
+    def gated(source: bytes) -> NDArray[np.uint8]:
+        assert go.wait(30)
+        return prepare(source)
+
+    session.prepare = gated  # type: ignore[method-assign]
+    first = asyncio.create_task(acall(app, "POST", INFER, *request))
+    await asyncio.sleep(0)
+    second = await acall(app, "POST", INFER, *request)
+    go.set()
+    session.prepare = prepare  # type: ignore[method-assign]
+    return [await first, second]
+
+
 def test_too_many_waiting_pictures_are_refused(session: FakeSession) -> None:
     app = serving(session, max_waiting_pictures=3)
     body, headers = bytes_request(*[picture(pixels(1))] * 2)
-
-    async def both() -> list[Response]:
-        return await asyncio.gather(*[acall(app, "POST", INFER, body, headers) for _ in range(2)])
-
-    statuses = sorted(response.status for response in asyncio.run(both()))
-    assert statuses == [200, 503]
+    responses = asyncio.run(second_while_first(app, session, (body, headers)))
+    assert [response.status for response in responses] == [200, 503]
     assert call(app, "POST", INFER, body, headers).status == 200  # both have left
 
 
@@ -828,20 +843,17 @@ def test_the_bytes_of_waiting_pictures_are_bounded_too(session: FakeSession) -> 
     app = serving(session, max_waiting_picture_bytes=3 * len(encoded))
     body, headers = bytes_request(encoded, encoded)
 
-    async def both() -> list[Response]:
-        return await asyncio.gather(*[acall(app, "POST", INFER, body, headers) for _ in range(2)])
-
     for _ in range(2):  # the second time the first ones have left
-        one, other = sorted(asyncio.run(both()), key=lambda response: response.status)
+        one, other = asyncio.run(second_while_first(app, session, (body, headers)))
         assert (one.status, other.status) == (200, 503)
         assert "MiB wait to be decoded" in other.error
 
 
 class Gate:
-    """One thread that decodes, and a first picture that holds it until `go` is set."""
+    """Threads that decode, and a first picture that holds one until `go` is set."""
 
-    def __init__(self) -> None:
-        self.decoder = Decoder(ServerLimits(), 1)
+    def __init__(self, threads: int = 1) -> None:
+        self.decoder = Decoder(ServerLimits(), threads)
         self.go = threading.Event()
         self.decoded: list[bytes] = []
 
@@ -891,6 +903,49 @@ def test_pictures_that_would_have_their_turn_too_late_are_refused_at_once() -> N
         gate.go.set()
         await asyncio.gather(first, second)
         gate.decoder.close()
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_while_a_thread_is_free() -> None:
+    async def scenario() -> None:
+        gate = Gate(threads=2)
+        first = await gate.held()
+        gate.decoder._picture_s = 9.0
+        assert (await gate.begun(b"second", 4.0)).shape == (1, *SHAPE)
+        gate.go.set()
+        await first
+        gate.decoder.close()
+
+    asyncio.run(scenario())
+
+
+class Encoded:
+    """What a picture's bytes may be, and who holds them can be asked."""
+
+    def __len__(self) -> int:
+        return 1000
+
+
+def test_a_picture_is_counted_for_as_long_as_its_bytes_are_held() -> None:
+    async def scenario() -> None:
+        gate = Gate()
+        first = await gate.held()
+        encoded = Encoded()
+        gone, second = weakref.ref(encoded), gate.begun(cast("bytes", encoded))
+        del encoded
+        await asyncio.sleep(0)
+        assert (gate.decoder._waiting, gate.decoder._waiting_bytes) == (2, 1005)
+        for task in (first, second):
+            task.cancel()
+        await asyncio.wait([first, second])
+        del second, task
+        gc.collect()
+        assert gone() is None, "nobody wants it any more"
+        assert (gate.decoder._waiting, gate.decoder._waiting_bytes) == (1, 5), "the first one is still being decoded"
+        gate.go.set()
+        gate.decoder._pool.shutdown()
+        assert (gate.decoder._waiting, gate.decoder._waiting_bytes) == (0, 0)
 
     asyncio.run(scenario())
 

@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from trueport.runtime import Session
 from trueport.runtime.bundle import GOLDEN, Bundle, read_manifest, sealed
+from trueport.runtime.errors import StuckError
 from trueport.runtime.manifest import MANIFEST, FileEntry
 from trueport.runtime.server import ServerLimits, Source
 from trueport.runtime.server.models import Models
@@ -378,6 +379,70 @@ def test_the_end_does_not_wait_for_a_load_that_does_not_come_to_its_end(
     go.set()
     assert closed.wait(LONGEST_S), "a model that nobody will ask was left open"
     assert len(models) == 0
+
+
+@pytest.mark.parametrize("looked_after", [True, False])
+def test_who_waits_for_a_run_of_an_exchanged_model_that_does_not_end_is_told(
+    session_of: SessionOf, monkeypatch: pytest.MonkeyPatch, *, looked_after: bool
+) -> None:
+    monkeypatch.setattr("trueport.runtime.server.endpoint.CLOSING_S", 0.1)
+    begun, go, session = threading.Event(), threading.Event(), session_of()
+
+    def run(feeds: Any) -> Any:
+        begun.set()
+        assert go.wait(LONGEST_S)
+        return feeds
+
+    monkeypatch.setattr(session.runner, "run", run)
+    models = Models(ServerLimits(run_s=0.1, drain_s=LONGEST_S if looked_after else 0.1))
+    models.add(session)
+    repository = Repository(models)
+
+    async def scenario() -> None:
+        future = asyncio.get_running_loop().create_future()
+        session.batcher.enqueue(np.zeros((1, *session._row_shape), np.uint8), future)
+        assert await asyncio.to_thread(begun.wait, LONGEST_S)
+        repository._retire(models.exchange("digits", [models.endpoint(session_of())]))
+        while not future.done():
+            await asyncio.sleep(0.05)
+            if looked_after:
+                models.look_after()
+        with pytest.raises(StuckError):
+            await future
+        go.set()
+        await asyncio.gather(*repository._tasks)
+        await asyncio.sleep(0)
+        assert not models._retiring
+
+    try:
+        asyncio.run(asyncio.wait_for(scenario(), LONGEST_S))
+    finally:
+        go.set()
+        models.close()
+
+
+@pytest.mark.parametrize(("name", "python_ends_it"), [("trueport-own", False), ("another's", True)])
+def test_the_command_ends_the_process_where_something_was_left_to_itself(
+    bundle_path: Path, *, name: str, python_ends_it: bool
+) -> None:
+    code = f"""
+import atexit, sys, threading
+import trueport.runtime.server as server
+from trueport.pipeline.cli import main
+
+def serve(sessions, **options):
+    threading.Thread(target=threading.Event().wait, name={name!r}, daemon=True).start()
+    sessions[0].close()
+    print("served", flush=True)
+
+server.serve = serve
+atexit.register(print, "ended by Python")
+sys.argv = ["trueport", "serve", {str(bundle_path)!r}]
+main()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, "served" in ended.stdout) == (0, True), ended.stderr
+    assert ("ended by Python" in ended.stdout) == python_ends_it
 
 
 def test_a_model_is_not_waited_for_without_end(

@@ -231,7 +231,7 @@ def test_whose_time_is_over_is_not_decoded_any_more(
     with session_of() as session:
         monkeypatch.setattr(session, "prepare", lambda _: pytest.fail("it was decoded"))
         with pytest.raises(DeadlineError):
-            session._decoded(SMALL, time.monotonic() - 1)
+            session._decoded([SMALL], time.monotonic() - 1)
 
 
 def test_more_pictures_than_may_wait_to_be_decoded_are_refused(
