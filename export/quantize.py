@@ -91,6 +91,8 @@ def quantized(
         quantizer.model.topological_sort()  # the pairs come last as they are added, which ONNX forbids
     result: onnx.ModelProto = quantizer.model.model
     _free_logits(result)
+    if cpu:
+        _free_norms(result)
     _restore_metadata(result, model)
     return result
 
@@ -110,6 +112,24 @@ def _free_logits(model: onnx.ModelProto) -> None:
             return
 
 
+def _free_norms(model: onnx.ModelProto) -> None:
+    """Take the pairs away behind what only batch norms take, which compute in float: a DenseNet's concatenations.
+
+    They round once more for nothing, and OpenVINO 2026.4 ends the process where it compiles them for a fixed batch.
+    """
+    behind, users = producers(model), dict[str, set[str]]()
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(node.op_type)
+    for node in list(model.graph.node):
+        if node.op_type != "DequantizeLinear" or users.get(node.output[0]) != {"BatchNormalization"}:
+            continue
+        quantize = behind.get(node.input[0])
+        source = behind.get(quantize.input[0]) if quantize is not None else None
+        if quantize is not None and source is not None and source.op_type not in COMPUTING:
+            _replace(model, node, quantize.input[0])
+
+
 def _replace(model: onnx.ModelProto, dequantize: onnx.NodeProto, source: str) -> str:
     """Let what makes `source` make the dequantized tensor itself, or its consumers take the source; the name it has."""
     made, graph = dequantize.output[0], model.graph
@@ -117,6 +137,9 @@ def _replace(model: onnx.ModelProto, dequantize: onnx.NodeProto, source: str) ->
     graph.node.remove(dequantize)
     if not any(quantize.output[0] in node.input for node in graph.node):
         graph.node.remove(quantize)
+        for tensor in [tensor for tensor in graph.initializer if tensor.name in quantize.input[1:]]:
+            if not any(tensor.name in node.input for node in graph.node):
+                graph.initializer.remove(tensor)
     old, new = (source, made) if made == OUTPUT else (made, source)
     for node in graph.node:
         for names in (node.input, node.output):

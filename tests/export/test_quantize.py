@@ -140,6 +140,35 @@ def test_every_pair_between_a_pool_and_the_logits_is_taken_away() -> None:
         assert written_answers(made, PICTURES).shape == (len(PICTURES), 10)
 
 
+class Dense(nn.Module):
+    """As DenseNet: batch norms take concatenations, and no layer before them to be folded into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(8, 10, 3)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        maps = nn.functional.max_pool2d(self.first(image).relu(), 2)
+        maps = self.norm(torch.cat([maps, self.second(maps)], 1)).relu()
+        return self.last(maps).mean((2, 3))
+
+
+def test_what_only_batch_norms_take_is_not_rounded() -> None:
+    """And a runner that compiles it for a fixed batch answers: with such a pair OpenVINO 2026.4 ends the process."""
+    dense = Calibrated(Dense().eval())
+    made = dense.quantized("u8s8")
+    check_contract(made, dense.original, 20)
+    assert reached(made) == {"int8": 3}
+    behind = producers(made)
+    [norm] = [node for node in made.graph.node if node.op_type == "BatchNormalization"]
+    assert behind[norm.input[0]].op_type == "Concat"
+    used = {name for node in made.graph.node for name in node.input}
+    assert all(tensor.name in used for tensor in made.graph.initializer)
+    expected, found = (written_answers(model, PICTURES) for model in (dense.graph, made))
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def test_layers_can_be_left_in_float_or_be_the_only_ones(lenet: Calibrated) -> None:
     convolutions = [node.name for node in lenet.model.graph.node if node.op_type == "Conv"]
     for scheme in SCHEMES:
