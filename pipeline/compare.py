@@ -16,7 +16,7 @@ from trueport.runtime.verdict import Verdict
 
 from .bench import BatchBench, BenchReport
 from .check import CheckReport
-from .comparing import Change, Comparison, Finding, Standing, concluded, differences, machine_facts
+from .comparing import SLOWEST, Change, Comparison, Finding, Standing, concluded, differences, machine_facts
 
 MARGIN = 1.0
 """Points of accuracy within which two models are the same; MLPerf's 99 %."""
@@ -179,13 +179,15 @@ def _speed(a: BatchBench, b: BatchBench, *, alike: bool) -> Finding:
         f"({other.ratio_low:.2f} to {other.ratio_high:.2f}); {times}"
     )
     measured |= {"ratio_a": one.ratio, "ratio_b": other.ratio}
-    standing: Standing = "same"
+    standing: Standing
     noise = max(one.noise, other.noise, CLEAR)
     if other.ratio_high < one.ratio_low / (1 + noise):
         standing = "worse"
     elif other.ratio_low > one.ratio_high * (1 + noise):
         standing = "better"
-    if not alike and standing != "same":
+    else:
+        standing = "same" if other.ratio_low >= SLOWEST * one.ratio_high else "undecided"
+    if not alike and standing in {"better", "worse"}:
         standing = "changed"  # another machine favours one side or the other: neither is at fault
     return Finding(what=what, standing=standing, measured=measured, detail=detail)
 

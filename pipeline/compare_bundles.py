@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.comparison import Labels, Logits
+from trueport.runtime.comparison import Labels, Logits, overlaps
 from trueport.runtime.errors import UsageError
-from trueport.runtime.paired import mcnemar_p, paired_interval, samples_to_tell
+from trueport.runtime.paired import mcnemar_p, score_differences
 from trueport.runtime.rounds import CLEAR
 from trueport.runtime.runner import Runner, RunnerOptions, run_in_batches
 from trueport.runtime.runners import open_runner
@@ -22,11 +21,9 @@ from trueport.runtime.timing import Paired
 from trueport.runtime.timing import compare as timed_in_turns
 
 from .bench import MIN_BLOCKS, tiled
-from .comparing import Comparison, Finding, Standing, concluded, differences
+from .comparing import SLOWEST, Comparison, Finding, Standing, concluded, differences
 
 BATCHES = (1, 8)
-SLOWEST = 0.8
-"""So much of A's speed the interval has to exclude, or the times were too noisy to call the two alike."""
 
 
 def compare_bundles(
@@ -152,32 +149,41 @@ def _logits(a: Logits, b: Logits, truth: Labels, allowed: float) -> Finding:
 
 
 def _accuracy(a: Logits, b: Logits, truth: Labels, margin: float) -> Finding:
-    """Of predictions, or where a picture has several labels of decisions. A row with a NaN is no answer."""
-    right = [((_answered(logits, truth) == truth).T & np.isfinite(logits).all(axis=1)).T for logits in (a, b)]
-    lost, won = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
-    low, high = (100 * end for end in paired_interval(lost, won, truth.size))
-    needed = None
-    standing: Standing
-    if max(-low, high) <= margin:
-        standing = "same"
-    elif low > 0:
-        standing = "worse"
-    elif high < 0:
-        standing = "better"
-    else:
-        standing, needed = "undecided", samples_to_tell(lost, won, truth.size, margin / 100)
+    """Of pictures: right or wrong, or where one has several labels by `overlaps`. A row with a NaN is no answer."""
+    scores = [_scores(logits, truth) for logits in (a, b)]
+    lost, won = int(np.sum(scores[1] < scores[0])), int(np.sum(scores[1] > scores[0]))
+    differences = score_differences(scores[1], scores[0])
+    low, high = (100 * end for end in differences.interval())
+    standing = _lost(low, high, margin)
+    what = "top-1" if truth.ndim == 1 else "overlap a picture"
     detail = (
-        f"{'top-1' if truth.ndim == 1 else 'decisions'} {right[0].mean():.2%} -> {right[1].mean():.2%} on the same "
-        f"{len(truth)} held-out pictures: between {low:.2f} and {high:.2f} points lost, {lost} lost and {won} won, "
-        f"McNemar's p {mcnemar_p(lost, won):.2g}"
+        f"{what} {scores[0].mean():.2%} -> {scores[1].mean():.2%} on the "
+        f"same {len(truth)} held-out pictures: between {low:.2f} and {high:.2f} points lost, {lost} pictures lost and "
+        f"{won} won, McNemar's p {mcnemar_p(lost, won):.2g}"
     )
     if standing == "undecided":
-        pictures = math.ceil(needed * len(truth) / truth.size) if needed else 0
+        needed = differences.needed_for(lambda low, high: _lost(100 * low, 100 * high, margin) != "undecided")
         detail += f"; {margin:g} points would be no difference, " + (
-            f"about {pictures:,} pictures would tell" if needed else "and no number of pictures would tell"
+            f"about {needed:,} pictures would tell" if needed else "and no number of pictures would tell"
         )
     measured = {"drop_low": low, "drop_high": high, "lost": float(lost), "won": float(won)}
     return Finding(what="accuracy", standing=standing, measured=dict(measured), detail=detail)
+
+
+def _scores(logits: Logits, truth: Labels) -> NDArray[np.float64]:
+    """What each answer is worth (N,), 0 to 1."""
+    if truth.ndim > 1:
+        return overlaps(logits, truth)
+    return ((logits.argmax(1) == truth) & np.isfinite(logits).all(axis=1)).astype(np.float64)
+
+
+def _lost(low: float, high: float, margin: float) -> Standing:
+    """By the interval of the points that B loses."""
+    if max(-low, high) <= margin:
+        return "same"
+    if low > 0:
+        return "worse"
+    return "better" if high < 0 else "undecided"
 
 
 def _speeds(

@@ -17,6 +17,10 @@ ORDER: tuple[Standing, ...] = ("worse", "undecided", "changed", "better", "same"
 """The first of these that is found decides."""
 
 
+SLOWEST = 0.8
+"""So much of A's speed the intervals have to exclude, or the times were too noisy to call the two alike."""
+
+
 class Change(msgspec.Struct, frozen=True):
     """A fact that is another one in B."""
 

@@ -7,6 +7,7 @@ gets right, `won` the second.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -52,16 +53,19 @@ class Differences(NamedTuple):
         return max(-1.0, mean - half), min(1.0, mean + half)
 
     def needed(self, margin: float) -> int | None:
-        """How many samples of the same kind would put the whole interval on one side of `margin` (a share).
+        """How many samples of the same kind would put the whole interval on one side of `margin` (a share)."""
+        return self.needed_for(lambda low, high: high <= margin or low > margin)
 
-        The smallest number at which differences like those that were seen are decisive; None where no number would be,
-        as the drop that was seen is the margin.
+    def needed_for(self, decided: Callable[[float, float], bool]) -> int | None:
+        """The smallest number of samples at which the interval decides, were they like those that were seen.
+
+        decided: of an interval's ends, and true of any that is narrower. None where no number would do, as the drop
+        that was seen lies where the decision changes.
         """
 
         def decisive(samples: int) -> bool:
             scale = samples / self.samples if self.samples else 0.0
-            low, high = Differences(self.total * scale, self.squares * scale, samples).interval()
-            return high <= margin or low > margin
+            return decided(*Differences(self.total * scale, self.squares * scale, samples).interval())
 
         enough = max(self.samples, 1)
         while not decisive(enough):
@@ -89,8 +93,3 @@ def score_differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) ->
 def paired_interval(lost: float, won: float, count: int, z: float = Z) -> tuple[float, float]:
     """95 % interval of the drop (lost - won) / count: Bonett and Price's adjusted Wald (2012), sound near zero."""
     return flips(lost, won, count).interval(z)
-
-
-def samples_to_tell(lost: int, won: int, count: int, margin: float) -> int | None:
-    """`Differences.needed` of samples that are right or wrong."""
-    return flips(lost, won, count).needed(margin)

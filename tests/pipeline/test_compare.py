@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,11 @@ from trueport.pipeline import compare_bundles
 from trueport.pipeline.bench import BatchBench, BenchReport
 from trueport.pipeline.check import CheckReport, check
 from trueport.pipeline.compare import compare
-from trueport.pipeline.comparing import Comparison, comparison_table
+from trueport.pipeline.comparing import Comparison, Finding, comparison_table
 from trueport.runtime.bundle import Bundle, sealed
 from trueport.runtime.errors import UsageError
 from trueport.runtime.machine import describe_machine
 from trueport.runtime.manifest import MANIFEST, FileEntry, Manifest
-from trueport.runtime.paired import samples_to_tell
 from trueport.runtime.runner import RunnerReport
 from trueport.runtime.timing import LatencySummary, Paired
 from trueport.runtime.verdict import judged, not_run, undecided
@@ -115,26 +114,43 @@ def test_accuracy_is_told_by_its_interval(lost: int, won: int, count: int, stand
     assert ("pictures would tell" in finding.detail) == (standing == "undecided")
 
 
-def test_of_several_labels_a_picture_the_decisions_are_compared(labels_bundle: Path) -> None:
-    comparison = compare(labels_bundle, labels_bundle)
+def test_as_many_pictures_as_are_said_to_tell_do_tell() -> None:
+    def finding(lost: int, won: int, count: int) -> Finding:
+        truth = np.zeros(count, np.int64)
+        a, b = np.eye(2)[truth], np.eye(2)[truth]
+        b[:lost], a[lost : lost + won] = (0, 1), (0, 1)
+        return compare_bundles._accuracy(a, b, truth, 1.0)
+
+    undecided = finding(5, 12, 200)
+    assert undecided.standing == "undecided"
+    told = re.search(r"about ([\d,]+) pictures would tell", undecided.detail)
+    assert told is not None
+    needed = int(told[1].replace(",", ""))
+    assert needed > 200
+    assert finding(round(5 * needed / 200), round(12 * needed / 200), needed).standing == "better"
+
+
+def test_of_several_labels_a_picture_the_pictures_are_compared(labels_bundle: Path) -> None:
+    comparison = compare(labels_bundle, labels_bundle, margin=3.0)
     assert comparison.verdict == "same"
     details = {finding.what: finding.detail for finding in comparison.findings}
     assert "0 of 480 decisions changed" in details["answers"]
-    assert details["accuracy"].startswith("decisions ")
+    assert details["accuracy"].startswith("overlap a picture ")
     assert "on the same 120 held-out pictures" in details["accuracy"]
 
 
-def test_decisions_that_are_lost_are_counted() -> None:
-    truth = np.zeros((100, 4), np.uint8)
-    a = np.full(truth.shape, -1.0)
-    for wrong, standing in ((9, "worse"), (1, "undecided")):
+def test_pictures_that_lose_labels_are_counted() -> None:
+    truth = np.zeros((400, 200), np.uint8)
+    truth[:, 0] = 1
+    a = np.where(truth == 1, 1.0, -1.0)
+    for wrong, standing in ((36, "worse"), (1, "undecided")):
         b = a.copy()
-        b.flat[:wrong] = 1
+        b[:wrong, :9] *= -1  # many decisions of a picture are one loss
         finding = compare_bundles._accuracy(a, b, truth, 1.0)
         assert (finding.standing, finding.measured["lost"]) == (standing, wrong)
-    assert f"about {math.ceil((samples_to_tell(1, 0, 400, 0.01) or 0) / 4)} pictures would tell" in finding.detail
-    b[0, 3] = np.nan
-    assert compare_bundles._accuracy(a, b, truth, 1.0).measured["lost"] == 4, "no answer to the picture at all"
+    b[7, 3] = np.nan
+    assert compare_bundles._accuracy(a, b, truth, 1.0).measured["lost"] == 2, "no answer to the picture at all"
+    assert compare_bundles._accuracy(a, np.full_like(a, -1), truth, 1.0).standing == "worse", "it answers nothing"
 
 
 def test_labels_of_marks_in_another_order_are_matched_by_name(labels_bundle: Path, tmp_path: Path) -> None:
@@ -254,6 +270,12 @@ def test_speeds_are_compared_beside_the_original(tmp_path: Path) -> None:
     ):
         reports = (bench_report(ratio, key) for ratio, key in zip(ratios, keys, strict=True))
         assert compare(*written(tmp_path, *reports)).verdict == verdict
+
+
+def test_times_that_are_too_noisy_to_tell_do_not_pass(tmp_path: Path) -> None:
+    a = bench_report(4.0, spread=1.01, noise=0.01)
+    for b in (bench_report(2.0, spread=1.05, noise=1.0), bench_report(3.5, spread=1.6, noise=0.01)):
+        assert compare(*written(tmp_path, a, b)).verdict == "undecided"
 
 
 def test_what_two_processes_differ_by_is_no_difference(tmp_path: Path) -> None:

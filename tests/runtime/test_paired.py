@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trueport.runtime.paired import log_mcnemar_p, mcnemar_p, paired_interval, samples_to_tell, score_differences
+from trueport.runtime.paired import flips, log_mcnemar_p, mcnemar_p, paired_interval, score_differences
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,8 @@ def test_the_interval_of_the_difference_covers_what_it_should() -> None:
     """Of simulated pairs with a known difference, the 95 % interval holds it in 93 % or more."""
     random = np.random.default_rng(3)
     count, p_lost, p_won = 300, 0.03, 0.01
-    flips = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
-    covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flips)]
+    flipped = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
+    covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flipped)]
     assert np.mean(covered) >= 0.93
 
 
@@ -32,7 +32,7 @@ def test_the_interval_of_scores_is_that_of_flips_where_scores_are_right_or_wrong
     theirs[:7], ours[10:13] = 1, 1
     differences = score_differences(ours, theirs)
     assert differences.interval() == paired_interval(7, 3, 50)
-    assert differences.needed(0.05) == samples_to_tell(7, 3, 50, 0.05)
+    assert differences == flips(7, 3, 50)
 
 
 def test_the_interval_of_scores_covers_what_it_should() -> None:
@@ -59,7 +59,7 @@ def test_a_probability_too_small_for_a_float_has_a_logarithm() -> None:
 
 @pytest.mark.parametrize(("lost", "won", "count", "margin"), [(0, 0, 100, 0.01), (2, 1, 200, 0.02), (9, 0, 100, 0.05)])
 def test_the_samples_needed_are_the_fewest_that_decide(lost: int, won: int, count: int, margin: float) -> None:
-    needed = samples_to_tell(lost, won, count, margin)
+    needed = flips(lost, won, count).needed(margin)
     assert needed is not None
     assert needed > count
 
@@ -72,4 +72,4 @@ def test_the_samples_needed_are_the_fewest_that_decide(lost: int, won: int, coun
 
 
 def test_no_number_of_samples_decides_where_the_drop_is_the_margin() -> None:
-    assert samples_to_tell(1, 0, 100, 0.01) is None
+    assert flips(1, 0, 100).needed(0.01) is None
