@@ -103,7 +103,8 @@ def check(
     run`; where no runner takes it, its graph is judged as it is written. One that was made for the runner's kind of
     device and is computed in another precision there has failed.
     Raises UsageError where no runner is named or a bound is unknown, BundleError for a bundle that is not to be
-    trusted, MissingError where a runner that was named can't be had at all, or not for a variant that was named.
+    trusted, MissingError where a runner that was named can't be had at all, or not for a variant that was named, or
+    where nothing of what was asked can be opened on any runner.
     """
     check_names(runners)
     return check_deployment(

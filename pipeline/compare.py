@@ -128,8 +128,8 @@ def _bundle_facts(report: CheckReport | BenchReport) -> dict[str, object]:
 
 
 def _judged_by(report: CheckReport) -> dict[str, object]:
-    bounds = {f"bound {name}, by hand": value for name, value in report.overridden.items()}
-    return {"reference": report.reference, "pictures": report.data or "the evaluation slice"} | bounds
+    facts: dict[str, object] = {"reference": report.reference, "pictures": report.data or "the evaluation slice"}
+    return facts | {f"bound {name}, by hand": value for name, value in report.overridden.items()}
 
 
 def _named(report: CheckReport | BenchReport) -> str:

@@ -174,7 +174,8 @@ def _scores(logits: Logits, truth: Labels) -> NDArray[np.float64]:
     """What each answer is worth (N,), 0 to 1."""
     if truth.ndim > 1:
         return overlaps(logits, truth)
-    return ((logits.argmax(1) == truth) & np.isfinite(logits).all(axis=1)).astype(np.float64)
+    right = (logits.argmax(1) == truth) & np.isfinite(logits).all(axis=1)
+    return np.asarray(right, np.float64)
 
 
 def _lost(low: float, high: float, margin: float) -> Standing:

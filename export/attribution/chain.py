@@ -106,7 +106,7 @@ def opened_chain(
             key = f"{stage} of {runner}" if stage == "optimised" else stage
             if key not in kept:
                 kept[key] = _opened(stage, bounds, make)
-            kept[key] = _asked(kept[key], subject.images)
+            kept[key] = _asked(kept[key], subject.images, (*ASKED_ROWS, *INVARIANCE_BATCHES) if batches else ASKED_ROWS)
             links.append(kept[key])
         recorded = Link("original", subject.base.bounds, logits=subject.recorded)
         results, before = [], recorded
@@ -121,13 +121,13 @@ def answered(answer: Answer, images: Rows, batch: int = BATCH) -> Logits:
     return np.concatenate([answer(images[start : start + batch]) for start in range(0, len(images), batch)])
 
 
-def in_batches_or_alone(answer: Answer, images: Rows) -> tuple[Logits, str]:
-    """Logits (N, K) of all images; where batches of any size asked for here are refused, row by row and why.
+def in_batches_or_alone(answer: Answer, images: Rows, sizes: Sequence[int] = ASKED_ROWS) -> tuple[Logits, str]:
+    """Logits (N, K) of all images; where batches of one of the sizes are refused, row by row and why.
 
     Raises what batches raise, where single rows are refused too.
     """
     try:
-        for size in ASKED_ROWS:
+        for size in sizes:
             answer(images[:size])
         return answered(answer, images), ""
     except Exception as error:  # a library's or an application's own
@@ -222,12 +222,12 @@ def _opened(stage: Stage, bounds: Bounds, make: Callable[[], Answer]) -> Link:
         return Link(stage, bounds, refused=first_line(error))
 
 
-def _asked(link: Link, images: Rows) -> Link:
+def _asked(link: Link, images: Rows, sizes: Sequence[int]) -> Link:
     """The stage with its answers to these images; as it is where these are the ones that it was asked last."""
     if link.answer is None or (link.images is not None and np.array_equal(link.images, images)):
         return link
     try:
-        logits, refused = in_batches_or_alone(link.answer, images)
+        logits, refused = in_batches_or_alone(link.answer, images, sizes)
     except Exception as error:  # noqa: BLE001 — as above
         return Link(link.stage, link.bounds, refused=first_line(error))
     return replace(link, images=images, logits=logits, refused=refused)
@@ -315,7 +315,7 @@ def _invariance(link: Link, subject: Subject) -> float:
     images = subject.images[:INVARIANCE_ROWS]
     try:
         verdict = batch_invariance(link.answer, images, link.bounds, INVARIANCE_BATCHES, variant="-", runner="-")
-    except Exception:  # noqa: BLE001 — it refuses batches of one of these sizes, which the gate tells
+    except Exception:  # noqa: BLE001 — it took batches of these sizes a moment ago
         return float("inf")
     found: Any = verdict.measured["max_abs"]
     return float("nan") if found is None else float(found)

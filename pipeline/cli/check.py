@@ -102,12 +102,12 @@ def check(
     try:
         if explain and (rebuild or not checked):
             checked = explained(bundle, checked, rebuild=rebuild, threads=threads, trust_code=trust_code, progress=say)
-    finally:  # whatever becomes of the explanation, the verdicts are told
-        emit_json(checked, json)
-        write_outputs(checked, junit=junit, markdown=markdown, sarif=sarif)
+    finally:  # whatever becomes of the explanation or of a file, the verdicts are told
         taken = "-" in (json, junit, markdown, sarif)
         if not taken:
             _print(checked)
+        emit_json(checked, json)
+        write_outputs(checked, junit=junit, markdown=markdown, sarif=sarif)
         announce(checked, stream=sys.stderr if taken else None)
     if not checked:
         raise typer.Exit(EXIT_GATE_FAILED)

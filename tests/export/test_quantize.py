@@ -151,7 +151,8 @@ class Dense(nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         maps = nn.functional.max_pool2d(self.first(image).relu(), 2)
         maps = self.norm(torch.cat([maps, self.second(maps)], 1)).relu()
-        return self.last(maps).mean((2, 3))
+        logits: torch.Tensor = self.last(maps).mean((2, 3))
+        return logits
 
 
 def test_what_only_batch_norms_take_is_not_rounded() -> None:

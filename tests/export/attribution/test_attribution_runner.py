@@ -161,6 +161,7 @@ def test_a_runner_that_refuses_some_sizes_alone_is_no_error_here(speck_path: Pat
     found = why(speck_path, opened=opened, gates=("batch invariance",))
     assert found.stage == "runner"
     assert found.stages[-1].measured["batches"] is None
+    assert "refuses batches that the graph takes, and answers single rows: no engine was built for 7" in found.cause
 
 
 def test_a_tensor_inside_the_runner_is_found_by_cutting(speck_path: Path, why: Any) -> None:
