@@ -2,7 +2,7 @@
 
 Products are computed in float32 of 16-bit factors and rounded, which is what matrix units do; torch's own kernels for
 the CPU are slow in 16 bits, not all there, and round elsewhere on each processor. Attention is taken apart into its
-products and its softmax, as in the graph.
+products and its softmax, as in the graph. Recurrent layers, which torch has as one kernel, are left to that.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from .written import Rows
 if TYPE_CHECKING:
     import torch
 
+ADDING = ("addmm", "addmv", "addr", "addbmm", "baddbmm")
+PRODUCTS = (*ADDING, "convolution", "mm", "bmm", "mv", "dot", "_trilinear")
+"""Torch's operators that sum up products; those first add to a tensor, and can do so in place."""
 ROWS = 32
 """Of the golden inputs, the extremes among them: the rounding of each is a sample of the same noise."""
 
@@ -78,7 +81,8 @@ def _products_in_float32() -> Any:
     from torch.utils._pytree import tree_map_only
 
     aten = torch.ops.aten
-    products = {getattr(aten, name).default for name in ("convolution", "addmm", "baddbmm", "mm", "bmm", "mv", "dot")}
+    products = {getattr(aten, name).default for name in PRODUCTS}
+    in_place = {getattr(aten, f"{name}_").default: getattr(aten, name).default for name in ADDING}
 
     def in_float32(function: Any, args: Any, options: Any) -> Any:
         kinds = set()
@@ -96,6 +100,8 @@ def _products_in_float32() -> Any:
             kwargs = kwargs or {}
             if func in products:
                 return in_float32(func, args, kwargs)
+            if func in in_place:
+                return args[0].copy_(in_float32(in_place[func], args, kwargs))
             with self:  # without autograd what consists of others, conv2d and linear too, arrives here whole
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:

@@ -99,11 +99,24 @@ def refuse_unwritable(*targets: str | Path | None) -> None:
             raise UsageError(f"{path} is a folder, expected a file to write")
         if path.exists() and not path.is_file():
             continue  # a device or a pipe
-        folder = path.resolve().parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise UsageError(f"can't write {path}: {folder} is no folder that may be written to")
+        _refuse_below(path)
+
+
+def refuse_unwritable_folder(target: Path | None) -> None:
+    """The same for an output that is a folder, and may be one already."""
+    if target is None:
+        return
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target} is a file, expected a folder")
+    _refuse_below(target)
+
+
+def _refuse_below(path: Path) -> None:
+    folder = path.resolve().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"can't write {path}: {folder} is no folder that may be written to")
 
 
 def say(text: str) -> None:

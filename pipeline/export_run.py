@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from trueport.runtime.errors import missing_extra
+from trueport.runtime.errors import UsageError, missing_extra
 from trueport.runtime.manifest import Manifest, Preprocessing
 
 from .data import Dataset
@@ -18,7 +18,7 @@ from .data.dataset import Indices
 from .data.split import Split
 from .data.tensors import prepared
 from .recipe import ExportSection, Recipe
-from .run_folder import Run, recipe_table
+from .run_folder import LAST, RUN, Run, recipe_table
 
 if TYPE_CHECKING:
     from trueport.export.variants import Material
@@ -92,17 +92,21 @@ def _material(dataset: Dataset, parts: Split, preprocessing: Preprocessing, sect
     return Material(calibration, prepared(dataset, judged, preprocessing), dataset.labels[judged])
 
 
-def run_of_weights(recipe: Recipe) -> Path:
-    """The folder of a run that is nothing but the weights `model.init` as they are, measured on the test part.
+def run_of_weights(recipe: Recipe) -> tuple[Run, Recipe]:
+    """A run that is nothing but the weights `model.init` as they are, measured on the test part; and its recipe.
 
-    It is `runs/NAME-given`; there again for other weights, it is made anew, since it has cost no training.
-    Raises UsageError where the weights are none for this architecture and data, as `train` does.
+    It is in `runs/NAME-given`; there again for other weights, it is made anew, since it has cost no training.
+    Raises UsageError where the weights are none for this architecture and data, as `train` does, and where a training
+    is in that folder.
     """
     from .train import train
 
     folder = Path("runs") / f"{recipe.name}-given"
-    train(msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, epochs=0)), folder, replace=True)
-    return folder
+    finished = (folder / RUN).exists()
+    if Run.open(folder).info.epochs if finished else (folder / LAST).exists():
+        raise UsageError(f"{folder} holds a training: call this export otherwise, --set name=…, or move that away")
+    taken = msgspec.structs.replace(recipe, train=msgspec.structs.replace(recipe.train, epochs=0))
+    return Run(folder, train(taken, folder, replace=True)), taken
 
 
 def made_by(recipe: Recipe) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from trueport.runtime.atomic import is_filled, write_bytes, write_text
 from trueport.runtime.errors import UsageError, missing_extra
 from trueport.runtime.manifest import Normalisation, Preprocessing, Task
 
-from .data import Dataset, Split, open_dataset, split
+from .data import Dataset, Split, dataset_names, open_dataset, split
 from .recipe import ModelSection, Recipe, recipe_from_table
 from .resolve import new_model
 
@@ -107,6 +107,14 @@ class RunInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     versions: dict[str, str]
     recipe: dict[str, Any]
 
+    def told(self) -> str:
+        """How good it is, in a line."""
+        best = f"epoch {self.best_epoch} of {self.epochs}" if self.epochs else "as it was given"
+        return (
+            f"{self.metric} {self.test_score:.2%} on {self.test_count} held-out test pictures "
+            f"({best}, {self.parameters:,} parameters)"
+        )
+
 
 @dataclass(frozen=True)
 class Run:
@@ -163,7 +171,8 @@ class Run:
         try:
             dataset = open_dataset(section.source)
         except UsageError as error:
-            if Path(section.source).is_absolute():
+            path = Path(section.source).expanduser()
+            if section.source in dataset_names() or path.is_absolute() or path.exists():
                 raise
             raise UsageError(
                 f"{error}; {self.path} was trained where it is called so: go there, or move it here"

@@ -75,7 +75,8 @@ def train(
         there = _heard(processes.from_first(claim), out)
         if isinstance(there, RunInfo):
             with _progress(processes, console) as progress:
-                progress.say(f"{out} is trained already; --afresh does it again")
+                told = "is trained already; --afresh does it again" if there.epochs else "holds these weights already"
+                progress.say(f"{out} {told}")
             return there
         with torch.random.fork_rng(), _progress(processes, console) as progress:
             for note in job.notes:

@@ -34,12 +34,13 @@ def describe(
     diagram: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw it, too.")] = None,
 ) -> None:
     """Tell kernel, padding, output size, receptive field, parameters and MACs of each layer; no weights are needed."""
-    from ..console import emit_json, print_table, say
+    from ..console import emit_json, print_table, refuse_unwritable, say
     from ..describe import describe as described
     from ..describe import description_table
 
     if diagram and diagram.suffix.lower() != ".svg":
         raise UsageError(f"expected --diagram FILE.svg, found {diagram}")
+    refuse_unwritable(json, diagram)
     found = described(arch, input_, classes, set_)
     emit_json(found, json)
     if json != "-":

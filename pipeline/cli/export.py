@@ -56,14 +56,16 @@ def export(
     """Export. An older bundle in the same place is replaced in one step, or stays whole where this fails."""
     import msgspec
 
-    from ..console import say
+    from ..console import refuse_unwritable_folder, say
     from ..export_run import export_run, tell_warnings
 
+    refuse_unwritable_folder(out)
+    precisions = _precisions(precision) if precision is not None else None
     run, chosen = (
         _from_run(source, set_) if not (init or data or recipe) else _from_weights(source, data, recipe, set_, init)
     )
-    if precision:
-        section = msgspec.structs.replace(chosen.export, precision=_precisions(precision))
+    if precisions:
+        section = msgspec.structs.replace(chosen.export, precision=precisions)
         chosen = msgspec.structs.replace(chosen, export=section)
     folder, manifest = export_run(run, out, chosen, say)
     tell_warnings(manifest, say)
@@ -93,6 +95,7 @@ def _from_weights(
     from trueport.runtime.errors import UsageError
 
     from ..chosen import chosen_recipe
+    from ..console import say
     from ..export_run import run_of_weights
 
     if Path(source).is_dir():
@@ -102,14 +105,18 @@ def _from_weights(
     chosen = chosen_recipe(source, data, recipe, changes, init)
     if not chosen.model.init:
         raise UsageError(f"whose weights? Give --init a file or imagenet, or train: `trueport train {source}`")
-    return run_of_weights(chosen), chosen
+    run, taken = run_of_weights(chosen)
+    say(f"{run.path}: {run.info.told()}")
+    return run.path, taken
 
 
 def _precisions(text: str) -> tuple[Precision, ...]:
-    from trueport.runtime.errors import unknown_name
+    from trueport.runtime.errors import UsageError, unknown_name
     from trueport.runtime.manifest import Precision
 
     known, names = get_args(Precision), listed(text)
+    if not names:
+        raise UsageError(f"--precision takes some of {', '.join(known)}, comma-separated, found {text!r}")
     for name in names:
         if name not in known:
             raise unknown_name("precision", name, known)

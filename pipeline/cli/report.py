@@ -39,8 +39,10 @@ def report(
 
     The page is made whatever the verdict is, and then the exit code is 0: `trueport check` is the gate.
     """
-    from ..console import say
+    from ..console import refuse_unwritable, say
     from ..report import report_file
+
+    refuse_unwritable(out)
 
     report_file(
         bundle,

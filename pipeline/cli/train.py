@@ -54,8 +54,4 @@ def train(
     folder = out or Path("runs") / (run_name(arch or chosen.model.arch, data) if data else chosen.name)
     info = train_run(chosen, folder, resume=not afresh)
     if is_first():
-        best = f"epoch {info.best_epoch} of {info.epochs}" if info.epochs else "as it was given"
-        print(
-            f"{folder}: {info.metric} {info.test_score:.2%} on {info.test_count} held-out test pictures "
-            f"({best}, {info.parameters:,} parameters)"
-        )
+        print(f"{folder}: {info.told()}")

@@ -120,7 +120,7 @@ class Search:
     too_slow: dict[Arm, float] = field(default_factory=dict)
     """Whose p99 could not be had, and how many seconds it would have taken."""
     lost: dict[Candidate, str] = field(default_factory=dict)
-    """Finalists that met a better one in turns, and how that went; their timings alone may be of a luckier hour."""
+    """Who met a better one in turns, and how that went: their timings alone may be of a luckier hour."""
     against_default: Contest | None = None
     """The choice for throughput, as b, against the default; None where they are the same or could not be compared."""
 
@@ -223,6 +223,7 @@ class Search:
         if met is None or not eligible or self._beaten(met):
             self.against_default = met
             return champion
+        self.lost.setdefault(champion.candidate, met.of_loser(rival))
         self._time([rival], "the default")
         return self.best(default) or champion
 

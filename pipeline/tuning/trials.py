@@ -20,7 +20,7 @@ from trueport.runtime.verdict import Verdict
 from .search import Contest, Timing
 from .space import Arm, Candidate
 
-SCHEMA = 1
+SCHEMA = 2
 T = TypeVar("T")
 _NOT_RUN_WITH = {"torch", "onnx", "pillow"}
 

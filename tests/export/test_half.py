@@ -76,6 +76,19 @@ class Attention(nn.Module):
         return answered.flatten(1)[:, :2]
 
 
+class Adding(nn.Module):
+    """Every operator that adds a sum of products to something, one of them in place."""
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows = image.flatten(1, 2)  # (N, 8, 8)
+        square, row = rows[0], rows[0, 0]
+        total = torch.addmm(square, square, square) + torch.addbmm(square, rows, rows)
+        total += torch.addr(square, row, row) + torch.addmv(row, square, row)
+        every = torch.baddbmm(rows, rows, rows) + total
+        every.baddbmm_(rows, rows).addcdiv_(rows, torch.ones_like(rows))
+        return (every * torch.dot(row, row)).flatten(1)[:, :2]
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(
     ("module", "least"),
@@ -84,15 +97,16 @@ class Attention(nn.Module):
         (nn.Sequential(nn.ConvTranspose2d(1, 2, 1), nn.AvgPool2d(8), nn.Flatten()), 1),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 1),
         (Attention(), 4),
+        (Adding(), 6),
     ],
-    ids=["convolution", "transposed", "linear", "attention"],
+    ids=["convolution", "transposed", "linear", "attention", "adding"],
 )
 def test_no_product_is_left_to_the_processor_s_own_kernels_for_16_bits(
     module: nn.Module, least: int, dtype: torch.dtype
 ) -> None:
     with Seen() as seen:
         answers_in(trivial(module), extremes(SMALL), dtype)
-    told = ("conv", "mm", "linear", "matmul", "attention")
+    told = ("conv", "mm", "linear", "matmul", "attention", "addmv", "addr", "dot")
     products = [kinds for name, kinds in seen.operators if any(word in name for word in told)]
     assert len(products) >= least
     assert all(kinds == {torch.float32} for kinds in products)

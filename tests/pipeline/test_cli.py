@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -304,7 +305,23 @@ def test_weights_that_are_there_are_exported_as_they_are(
     bundle = Path("runs/lenet-digits-given/bundle")
     assert out.startswith(f"{bundle}: lenet-digits 1, fp32, 10 classes, ")
     assert len(Bundle.open(bundle).golden().images) == 5 + 3
-    assert Bundle.open(bundle).manifest.provenance.weights_sha256 == Run.open(run_path).info.weights_sha256
+    origin = Bundle.open(bundle).manifest.provenance
+    assert origin.weights_sha256 == Run.open(run_path).info.weights_sha256
+    assert origin.recipe["train"]["epochs"] == 0  # type: ignore[index]
+    score = Run.open("runs/lenet-digits-given").info.test_score
+    assert f"runs/lenet-digits-given: top-1 accuracy {score:.2%} on 359 held-out test pictures (as it was given" in err
+    code, _, err = trueport("export", *given, "--set", "preprocessing.size=32", "--precision", "fp17")
+    assert (code, "fp17" in err, "holds these" in err) == (2, True, False), "refused before the weights are measured"
+    code, _, err = trueport("export", *given, "--set", "preprocessing.size=32", "--precision", ",")
+    assert (code, "comma-separated, found ','" in err) == (2, True)
+    code, _, err = trueport("export", *given, "--set", "preprocessing.size=32", "--out", bundle / "manifest.json" / "x")
+    assert (code, "is no folder that may be written to" in err) == (2, True)
+    code, _, err = trueport("export", *given, "--set", "preprocessing.size=32")
+    assert (code, "holds these weights already" in err, "--afresh" in err) == (0, True, False)
+    shutil.rmtree("runs/lenet-digits-given")
+    shutil.copytree(run_path, "runs/lenet-digits-given")
+    code, _, err = trueport("export", *given)
+    assert (code, "lenet-digits-given holds a training" in err) == (2, True)
     code, _, err = trueport("export", "lenet", "--data", "digits")
     assert (code, "whose weights? Give --init a file or imagenet" in err) == (2, True)
     code, _, err = trueport("export", run_path, "--init", weights)

@@ -103,6 +103,13 @@ def test_finalists_that_lose_in_turns_are_told_how() -> None:
     }
 
 
+def test_whom_the_default_beats_is_told_so() -> None:
+    world = World({"default": linear(1, 0.480), "best": linear(1, 0.500), "x": linear(1, 0.505)})
+    world.lucky = {Arm(candidate=candidate("default"), batch=batch): 1.3 for batch in BATCHES}
+    assert world.run(default="default").throughput.candidate.variant == "default"
+    assert world.search.lost[candidate("best")].startswith(f"0.96x {candidate('default')}, batch 32 in turns")
+
+
 def test_what_is_hopeless_costs_the_first_look_alone() -> None:
     times = {f"good {number}": linear(1, 0.5 + number / 1000) for number in range(3)}
     world = World(times | {f"hopeless {number}": linear(10, 5) for number in range(5)})
