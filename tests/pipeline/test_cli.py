@@ -78,7 +78,7 @@ def test_version_is_the_installed_one(trueport: Any) -> None:
         (["run", "digit"], 2, "unknown recipe 'digit': did you mean digits?"),
         (["run", "absent.toml"], 2, "there is no recipe absent.toml"),
         (["export", "absent"], 2, "absent"),
-        (["export", "absent", "--precision", "fp17"], 2, "absent"),
+        (["export", "absent", "--precision", "fp17"], 2, "unknown precision 'fp17'"),
         (["check", "absent"], 2, "absent is not a bundle"),
         (["bench", "absent"], 2, "absent is not a bundle"),
         (["predict", "absent", "x.png"], 2, "absent is not a bundle"),
