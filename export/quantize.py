@@ -76,7 +76,7 @@ def quantized(
         activation_qType=QuantType.QUInt8 if cpu else QuantType.QInt8,
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=list(only),
-        nodes_to_exclude=list(in_float),
+        nodes_to_exclude=[*in_float, *(_of_constants(model) if cpu else ())],
         op_types_to_quantize=list(CPU_TYPES if cpu else COMPUTING),
         extra_options={
             "ActivationSymmetric": not cpu,
@@ -95,6 +95,23 @@ def quantized(
         _free_norms(result)
     _restore_metadata(result, model)
     return result
+
+
+def _of_constants(model: onnx.ModelProto) -> list[str]:
+    """Nodes that no input reaches, and additions of what they make: biases behind products of sequences, positions,
+    masks of attention.
+
+    Biases are fused into the products in float, and masks of minus a hundred would take the levels from all else. With
+    pairs around them OpenVINO 2026.4 can't compile Swin's.
+    """
+    constant, names = {tensor.name for tensor in model.graph.initializer}, list[str]()
+    for node in model.graph.node:
+        made = [name in constant for name in node.input if name]
+        if all(made):  # or none at all: a Constant
+            constant.update(node.output)
+        if all(made) or (node.op_type == "Add" and any(made)):
+            names.append(node.name)
+    return names
 
 
 def _free_logits(model: onnx.ModelProto) -> None:

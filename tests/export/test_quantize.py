@@ -140,6 +140,35 @@ def test_every_pair_between_a_pool_and_the_logits_is_taken_away() -> None:
         assert written_answers(made, PICTURES).shape == (len(PICTURES), 10)
 
 
+class Masked(nn.Module):
+    """As attention: products of sequences with a bias, and a mask that is a table of parameters, looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(32, 32), nn.Linear(32, 10)
+        self.table = nn.Parameter(torch.where(torch.rand(2, 32) < 0.5, -100.0, 0.0))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows = self.inner(image.squeeze(1)) + self.table[torch.tensor([0, 1] * 16)]
+        logits: torch.Tensor = self.outer(rows.softmax(2)).mean(1)
+        return logits
+
+
+def test_biases_and_masks_are_added_in_float() -> None:
+    masked = Calibrated(Masked())
+    for scheme in SCHEMES:
+        made = masked.quantized(scheme)
+        check_contract(made, masked.original, 20)
+        assert reached(made) == {"int8": 2}
+        behind = producers(made)
+        sums = [node for node in made.graph.node if node.op_type == "Add"]
+        assert len(sums) == 3
+        around = [node.op_type for one in sums for name in one.input if (node := behind.get(name)) is not None]
+        assert not {"QuantizeLinear", "DequantizeLinear"} & set(around)
+        expected, found = (written_answers(model, PICTURES) for model in (masked.graph, made))
+        assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+
+
 class Dense(nn.Module):
     """As DenseNet: batch norms take concatenations, and no layer before them to be folded into."""
 
