@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from trueport.runtime.comparison import overlaps
+from trueport.runtime.comparison import worth
 from trueport.runtime.errors import ExportError
-from trueport.runtime.manifest import Method, Quantization, Task, Trial
+from trueport.runtime.manifest import Method, Quantization, Trial
 
 from .activations import Activations, observed
 from .calibration import FEWEST, METHODS, Range, ranges, refuse_poor
@@ -53,13 +53,10 @@ class Validation:
     images: Rows
     truth: Truth
     logits: NDArray[np.float32]
-    task: Task
 
     def score(self, logits: NDArray[Any]) -> float:
-        """Top-1, or the mean of `overlaps` where pictures have several labels, 0 to 1: what `check` judges by."""
-        if self.task == "multilabel":
-            return float(overlaps(logits, self.truth).mean())
-        return float(np.mean(logits.argmax(axis=1) == self.truth))
+        """The mean of what the answers are worth, 0 to 1, as `check` judges them."""
+        return float(worth(logits, self.truth).mean())
 
     def trial(self, model: onnx.ModelProto, method: Method, samples: int, float_layers: int = 0) -> Trial:
         """What a quantized graph is worth."""

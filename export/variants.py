@@ -164,7 +164,7 @@ def _validation(original: Original, material: Material | None) -> Validation:
         raise UsageError("int8 is chosen by pictures of the validation part, found none: give them, or leave int8 out")
     check_truth(material.truth, original.task, len(material.validation), len(original.labels))
     logits = answers(original, material.validation)
-    return Validation(material.validation, material.truth, logits, original.task)
+    return Validation(material.validation, material.truth, logits)
 
 
 def _variant(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trueport.runtime.bundle import Bundle
-from trueport.runtime.comparison import Labels, Logits, overlaps
+from trueport.runtime.comparison import Labels, Logits, worth
 from trueport.runtime.errors import UsageError
 from trueport.runtime.paired import mcnemar_p, score_differences
 from trueport.runtime.rounds import CLEAR
@@ -149,8 +149,8 @@ def _logits(a: Logits, b: Logits, truth: Labels, allowed: float) -> Finding:
 
 
 def _accuracy(a: Logits, b: Logits, truth: Labels, margin: float) -> Finding:
-    """Of pictures: right or wrong, or where one has several labels by `overlaps`. A row with a NaN is no answer."""
-    scores = [_scores(logits, truth) for logits in (a, b)]
+    """By what the answer to each picture is worth."""
+    scores = [worth(logits, truth) for logits in (a, b)]
     lost, won = int(np.sum(scores[1] < scores[0])), int(np.sum(scores[1] > scores[0]))
     differences = score_differences(scores[1], scores[0])
     low, high = (100 * end for end in differences.interval())
@@ -168,14 +168,6 @@ def _accuracy(a: Logits, b: Logits, truth: Labels, margin: float) -> Finding:
         )
     measured = {"drop_low": low, "drop_high": high, "lost": float(lost), "won": float(won)}
     return Finding(what="accuracy", standing=standing, measured=dict(measured), detail=detail)
-
-
-def _scores(logits: Logits, truth: Labels) -> NDArray[np.float64]:
-    """What each answer is worth (N,), 0 to 1."""
-    if truth.ndim > 1:
-        return overlaps(logits, truth)
-    right = (logits.argmax(1) == truth) & np.isfinite(logits).all(axis=1)
-    return np.asarray(right, np.float64)
 
 
 def _lost(low: float, high: float, margin: float) -> Standing:

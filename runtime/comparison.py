@@ -134,6 +134,16 @@ def accuracy(port: Logits, original: Logits, labels: Labels, bounds: Bounds, *, 
     return _told(measured, differences, bounds, detail, variant, runner)
 
 
+def worth(logits: Logits, labels: Labels) -> NDArray[np.float64]:
+    """What each answer is worth (N,), 0 to 1: whether its best class is the label, of several labels their `overlaps`.
+
+    A row with a NaN or an infinity is no answer, and worth nothing.
+    """
+    if labels.ndim > 1:
+        return overlaps(logits, labels)
+    return np.asarray(_answered(logits)[:, 0] & (logits.argmax(1) == labels), np.float64)
+
+
 def overlaps(logits: Logits, labels: Labels) -> NDArray[np.float64]:
     """What answers are worth where a picture has several labels (N,), 0 to 1: the share of labels answered or true that
     are both (Jaccard's index); 1 where there are neither, 0 where a row holds a NaN or an infinity.

@@ -41,7 +41,7 @@ class Differences(NamedTuple):
     """The sum of their squares."""
     samples: int
 
-    def interval(self, z: float = Z) -> tuple[float, float]:
+    def interval(self) -> tuple[float, float]:
         """95 % interval of their mean: Wald's, with one sample that loses all and one that wins all added.
 
         Of samples that are right or wrong it is Bonett and Price's adjusted Wald (2012). Without the two added, samples
@@ -49,7 +49,7 @@ class Differences(NamedTuple):
         """
         count = self.samples + 2
         mean, square = self.total / count, (self.squares + 2) / count
-        half = z * math.sqrt((square - mean**2) / count)
+        half = Z * math.sqrt((square - mean**2) / count)
         return max(-1.0, mean - half), min(1.0, mean + half)
 
     def needed(self, margin: float) -> int | None:
@@ -88,8 +88,3 @@ def score_differences(ours: NDArray[np.float64], theirs: NDArray[np.float64]) ->
     """Of two sides' scores of the same samples (N,), each from 0 to 1: what `ours` loses against `theirs`."""
     difference = theirs - ours
     return Differences(float(difference.sum()), float((difference**2).sum()), len(difference))
-
-
-def paired_interval(lost: float, won: float, count: int, z: float = Z) -> tuple[float, float]:
-    """95 % interval of the drop (lost - won) / count: Bonett and Price's adjusted Wald (2012), sound near zero."""
-    return flips(lost, won, count).interval(z)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trueport.runtime.comparison import batch_invariance, overlaps
+from trueport.runtime.comparison import batch_invariance, worth
 from trueport.runtime.errors import MissingError
 from trueport.runtime.explanation import Stage, StageResult
 from trueport.runtime.manifest import Bounds, Variant
@@ -288,13 +288,8 @@ def _drop(found: Logits, expected: Logits, subject: Subject) -> float:
     if not len(subject.truth):
         return 0.0
 
-    def score(logits: Logits) -> float:
-        rows = logits[subject.held_out]
-        if subject.bundle.manifest.task == "multilabel":
-            return float(np.mean(overlaps(rows, subject.truth)))
-        return float(np.mean(rows.argmax(axis=1) == subject.truth))
-
-    return 100 * (score(expected) - score(found))
+    before, now = (worth(logits[subject.held_out], subject.truth) for logits in (expected, found))
+    return 100 * float(before.mean() - now.mean())
 
 
 def _repetition(answer: Answer, images: Rows) -> float:
@@ -315,7 +310,7 @@ def _invariance(link: Link, subject: Subject) -> float:
     images = subject.images[:INVARIANCE_ROWS]
     try:
         verdict = batch_invariance(link.answer, images, link.bounds, INVARIANCE_BATCHES, variant="-", runner="-")
-    except Exception:  # noqa: BLE001 — it took batches of these sizes a moment ago
+    except Exception:  # noqa: BLE001 — a stage that is shared may have been asked for other sizes
         return float("inf")
     found: Any = verdict.measured["max_abs"]
     return float("nan") if found is None else float(found)

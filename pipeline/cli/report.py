@@ -43,7 +43,6 @@ def report(
     from ..report import report_file
 
     refuse_unwritable(out)
-
     report_file(
         bundle,
         out,

@@ -51,7 +51,7 @@ def graph_of(sharp: float) -> onnx.ModelProto:
 
 def validation(graph: onnx.ModelProto) -> Validation:
     logits = written_answers(graph, PICTURES[20:])
-    return Validation(PICTURES[20:], logits.argmax(1).astype(np.int64), logits, "classification")
+    return Validation(PICTURES[20:], logits.argmax(1).astype(np.int64), logits)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_layer_that_costs_accuracy_is_left_in_float(hard: onnx.ModelProto, n
 def test_what_can_not_be_had_is_one_sentence(hard: onnx.ModelProto) -> None:
     seen = calibrated(hard, PICTURES[:20], QUICK, silent)
     judged = validation(hard)
-    wrong = Validation(judged.images, judged.truth, judged.logits, judged.task)
+    wrong = Validation(judged.images, judged.truth, judged.logits)
     object.__setattr__(wrong, "score", lambda logits: 1.0 if logits is judged.logits else 0.25)
     with pytest.raises(
         ExportError, match=r"loses at least 75\.00 points .* allowed are 0\.5; the most sensitive layer is"
@@ -119,11 +119,11 @@ def test_what_can_not_be_had_is_one_sentence(hard: onnx.ModelProto) -> None:
 def test_several_labels_are_scored_by_picture(easy: onnx.ModelProto) -> None:
     logits = written_answers(easy, PICTURES)
     truth = (logits > 0).astype(np.uint8)
-    assert Validation(PICTURES, truth, logits, "multilabel").score(logits) == 1
-    assert Validation(PICTURES, 1 - truth, logits, "multilabel").score(logits) == 0
+    assert Validation(PICTURES, truth, logits).score(logits) == 1
+    assert Validation(PICTURES, 1 - truth, logits).score(logits) == 0
     rare = np.eye(1, 4, dtype=np.uint8).repeat(len(PICTURES), axis=0)
     none = np.full_like(logits, -1)
-    assert Validation(PICTURES, rare, logits, "multilabel").score(none) == 0, "three of four decisions are right"
+    assert Validation(PICTURES, rare, logits).score(none) == 0, "three of four decisions are right"
 
 
 def test_poor_pictures_are_refused_before_anything_is_run() -> None:

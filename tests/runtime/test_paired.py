@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from trueport.runtime.paired import flips, log_mcnemar_p, mcnemar_p, paired_interval, score_differences
+from trueport.runtime.paired import flips, log_mcnemar_p, mcnemar_p, score_differences
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_the_interval_of_the_difference_covers_what_it_should() -> None:
     random = np.random.default_rng(3)
     count, p_lost, p_won = 300, 0.03, 0.01
     flipped = random.multinomial(count, [p_lost, p_won, 1 - p_lost - p_won], size=2000)
-    covered = [low <= p_lost - p_won <= high for low, high in (paired_interval(a, b, count) for a, b, _ in flipped)]
+    covered = [low <= p_lost - p_won <= high for low, high in (flips(a, b, count).interval() for a, b, _ in flipped)]
     assert np.mean(covered) >= 0.93
 
 
@@ -31,7 +31,7 @@ def test_the_interval_of_scores_is_that_of_flips_where_scores_are_right_or_wrong
     ours, theirs = np.zeros(50), np.zeros(50)
     theirs[:7], ours[10:13] = 1, 1
     differences = score_differences(ours, theirs)
-    assert differences.interval() == paired_interval(7, 3, 50)
+    assert differences.interval() == flips(7, 3, 50).interval()
     assert differences == flips(7, 3, 50)
 
 
@@ -48,7 +48,7 @@ def test_the_interval_of_scores_covers_what_it_should() -> None:
 
 
 def test_no_flips_leave_an_interval_around_zero_that_shrinks() -> None:
-    few, many = paired_interval(0, 0, 30), paired_interval(0, 0, 3000)
+    few, many = flips(0, 0, 30).interval(), flips(0, 0, 3000).interval()
     assert few[0] < many[0] < 0 < many[1] < few[1]
 
 
@@ -64,7 +64,7 @@ def test_the_samples_needed_are_the_fewest_that_decide(lost: int, won: int, coun
     assert needed > count
 
     def decisive(samples: int) -> bool:
-        low, high = paired_interval(lost * samples / count, won * samples / count, samples)
+        low, high = flips(lost * samples / count, won * samples / count, samples).interval()
         return high <= margin or low > margin
 
     assert decisive(needed)
